@@ -1,0 +1,70 @@
+"""Result codes: what a number is worth, why, and what to do about it.
+
+Compiled code never raises and never speaks through NaN. One place, the host
+side of a run, turns what happened into a `Status`; `infer` raises
+`InferenceError` unless the status is trustworthy or the caller said otherwise.
+"""
+
+import enum
+
+__all__ = ["InferenceError", "Status"]
+
+
+class Status(enum.Enum):
+    """Outcome of an inference; `cause` and `remedy` are sentences for the user."""
+
+    OK = ("the run completed and its checks passed", "nothing to do")
+    NOT_FINITE = (
+        "the log likelihood became NaN or infinite",
+        "look for extreme values in data or lead field, or compute in float64 "
+        "(jax.config.update('jax_enable_x64', True))",
+    )
+    TEMPERING_STALLED = (
+        "the inverse temperature did not reach 1 within max_steps",
+        "raise max_steps, or lower cess_target for larger temperature steps",
+    )
+    RUNS_DISAGREE = (
+        "independent runs gave different answers (their log evidences or dipole numbers differ "
+        "by more than chance)",
+        "raise n_particles or n_sweeps; do not interpret this posterior",
+    )
+    TOO_MANY_DIPOLES = (
+        "more than 5 % of the posterior sits at max_dipoles, so the truncation shapes the answer",
+        "raise max_dipoles, or check the noise covariance: noise that is underestimated is "
+        "explained by extra dipoles",
+    )
+
+    @property
+    def cause(self):
+        """Why the result has this status."""
+        return self.value[0]
+
+    @property
+    def remedy(self):
+        """What to change before trying again."""
+        return self.value[1]
+
+    @property
+    def is_trustworthy(self):
+        """Whether the numbers of this result may be used."""
+        return self is Status.OK
+
+
+class InferenceError(RuntimeError):
+    """An inference ended without a result that can be trusted.
+
+    Attributes
+    ----------
+    status : Status
+        What happened.
+    posterior : object or None
+        The untrusted result, so that nothing computed is lost.
+    """
+
+    def __init__(self, status, posterior=None):
+        self.status = status
+        self.posterior = posterior
+        super().__init__(
+            f"{status.name}: {status.cause}. Remedy: {status.remedy}. "
+            "(throw=False returns the result as it is, with this status.)"
+        )

@@ -1,0 +1,22 @@
+"""What all tests share: float64, shape checks by beartype, the folder of recordings."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    folder = Path(os.environ.get("BAYES_ESI_DATA", ROOT / "../shared/data"))
+    if not (folder / "sample").is_dir():
+        pytest.skip("the recordings are absent: set BAYES_ESI_DATA")
+    return folder
