@@ -1,0 +1,264 @@
+"""A few dipoles at unknown places, fixed for the whole window, with free moments.
+
+    n ~ Poisson(n_dipoles) truncated at max_dipoles
+    places | n: n distinct sources, uniform or in proportion to `location_prior`
+    moment_i(t) ~ N(0, moment_std^2 I), independent over dipoles and samples
+    noise ~ N(0, noise_std^2 noise_cov)
+
+Moments are integrated out (see `dipole_gram`). With informative weights p the law of a set c of
+n places is prod p_c / e_n(p), where e_n is the n-th elementary symmetric polynomial of
+the weights: the law of n independent draws from p given that they differ.
+
+References: Sorrentino, Luria, Aramini 2014, doi:10.1088/0266-5611/30/4/045010; Viani, Luria,
+Bornfleth, Sorrentino 2021, arXiv:2006.04141 (unknown moment scale).
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import gammaln, logsumexp
+
+from ..core.checks import check_array, check_count, check_positive
+from ..core.struct import struct
+from ..core.types import Array, Float
+from .scale_prior import check_scale, pin_scale, scale_prior
+
+__all__ = [
+    "DipoleDesign",
+    "DipolePrior",
+    "StaticDipoles",
+    "dipole_design",
+    "dipole_prior",
+    "log_set_sums",
+    "reference_prior",
+]
+
+# A scale left unknown is log-uniform over this many times its reference, below and above.
+# The reference moment explains the mean power of the data by one source of mean gain; real
+# gains vary tenfold over depth, and one source may carry a hundredth of the power.
+MOMENT_RANGE = 100.0
+NOISE_RANGE = 10.0
+# Standard deviation of the log noise scales where sampling starts (see `reference_prior`).
+NOISE_PIN = 0.1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StaticDipoles:
+    """Unknown number of dipoles at unknown, fixed places with free moments.
+
+    Parameters
+    ----------
+    n_dipoles : float
+        Rate of the Poisson law of the number of dipoles.
+    max_dipoles : int
+        Truncation of that law.
+    moment_std : float or numpyro distribution, optional
+        Standard deviation of each moment component, in A·m. None: unknown, log-uniform over
+        four decades around the moment that would explain the mean power of the data.
+    noise_std : float or numpyro distribution, optional
+        Noise level relative to the given noise covariance; with several channel groups (MEG and
+        EEG) the law of each group's own level. None: unknown, log-uniform from 0.1 to 10,
+        widened where the power of the data lies outside.
+    location_prior : (n_sources,) array or mne.Label, optional
+        Non-negative weights of the places (a label: its places only). Default uniform.
+    loose : float
+        Variance of tangential moments relative to normal ones, in [0, 1]: 1 free, 0 fixed to
+        `source_normals`.
+
+    Raises
+    ------
+    ValueError
+        On a rate or scale that is not positive, `max_dipoles` below 1, `loose` outside [0, 1].
+    """
+
+    n_dipoles: float = 0.25
+    max_dipoles: int = 10
+    moment_std: object = None
+    noise_std: object = None
+    location_prior: object = None
+    loose: float = 1.0
+
+    def __post_init__(self):
+        check_positive("n_dipoles", self.n_dipoles, remedy="It is a Poisson rate.")
+        check_count("max_dipoles", self.max_dipoles)
+        check_scale("moment_std", self.moment_std)
+        check_scale("noise_std", self.noise_std)
+        if not 0 <= self.loose <= 1:
+            raise ValueError(f"loose must lie between 0 and 1, got {self.loose!r}.")
+
+
+@struct
+class DipolePrior:
+    """The prior as arrays: what compiled code sees of a `StaticDipoles` and a problem."""
+
+    # Log probability of a number of dipoles, less the log normaliser of its sets of places.
+    log_number: Float[Array, " n_numbers"]  # 0 to max_dipoles
+    log_place: Float[Array, " n_sources"]
+    scales: tuple  # prior of the moment scale, then of the noise scale of each group
+
+    @property
+    def max_dipoles(self):
+        """Largest number of dipoles."""
+        return self.log_number.shape[0] - 1
+
+    def log_density_of_scales(self, log_scales: Float[Array, " n_scales"]) -> Float[Array, ""]:
+        """Log prior density of the logarithms of all scales."""
+        return sum(prior.log_density(log_scales[..., i]) for i, prior in enumerate(self.scales))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DipoleDesign:
+    """The lead field in coordinates where every moment component has the same prior.
+
+    Attributes
+    ----------
+    lead_field : (rank, n_sources, d)
+        Whitened; ``lead_field = problem.lead_field @ frames``.
+    frames : (n_sources, n_axes, d)
+        Turns d components into the moment: along the three axes of space, or along the one
+        orientation of a lead field that came without normals.
+    """
+
+    lead_field: np.ndarray
+    frames: np.ndarray
+
+
+def dipole_design(model, problem):
+    """Apply the model's orientation law to the lead field.
+
+    Raises
+    ------
+    ValueError
+        If `loose` < 1 needs normals that the problem lacks.
+    """
+    if problem.n_orient == 1:
+        if problem.source_normals is None:
+            frames = np.ones((problem.n_sources, 1, 1))
+        else:
+            frames = problem.source_normals[:, :, None]
+        return DipoleDesign(problem.lead_field, frames)
+    if model.loose == 1:
+        frames = np.broadcast_to(np.eye(3), (problem.n_sources, 3, 3))
+        return DipoleDesign(problem.lead_field, frames)
+    if problem.source_normals is None:
+        raise ValueError(
+            f"loose={model.loose} needs source_normals, which this problem lacks; use loose=1, or "
+            "a surface source space."
+        )
+    normal = problem.source_normals
+    helper = np.eye(3)[np.argmin(np.abs(normal), axis=1)]
+    first = np.cross(normal, helper)
+    first /= np.linalg.norm(first, axis=1, keepdims=True)
+    tangential = np.sqrt(model.loose) * np.stack([first, np.cross(normal, first)], axis=2)
+    parts = [normal[:, :, None]] if model.loose == 0 else [tangential, normal[:, :, None]]
+    frames = np.concatenate(parts, axis=2)
+    field = np.einsum("rsx,sxd->rsd", problem.lead_field, frames)
+    return DipoleDesign(field.astype(problem.lead_field.dtype), frames)
+
+
+def dipole_prior(model, problem, design, dtype):
+    """Write the prior of `model` on `problem` as arrays.
+
+    Returns
+    -------
+    DipolePrior
+
+    Raises
+    ------
+    ValueError
+        If the location prior does not fit the sources.
+    """
+    weights = _place_weights(model.location_prior, problem)
+    with np.errstate(divide="ignore"):
+        log_place = np.log(weights / weights.sum())
+    numbers = np.arange(model.max_dipoles + 1)
+    log_sets = log_set_sums(log_place, model.max_dipoles)[0]
+    log_poisson = numbers * np.log(model.n_dipoles) - gammaln(numbers + 1.0)
+    possible = np.isfinite(log_sets)
+    log_poisson = np.where(possible, log_poisson, -np.inf)
+    log_number = log_poisson - logsumexp(log_poisson)
+    log_number[possible] -= log_sets[possible]
+
+    data = np.asarray(problem.data, np.float64)
+    gain = np.sum(np.asarray(design.lead_field, np.float64) ** 2) / problem.n_sources
+    power = np.sum(data**2) / problem.n_times
+    if not power > 0:
+        raise ValueError("data are zero on the range of noise_cov: there is nothing to explain.")
+    reference = problem.moment_unit * np.sqrt(power / gain)
+    moment = scale_prior(
+        model.moment_std,
+        unit=problem.moment_unit,
+        default_range=(reference / MOMENT_RANGE, reference * MOMENT_RANGE),
+        dtype=dtype,
+    )
+    noise = []
+    for group in range(problem.n_groups):
+        level = np.sqrt(np.mean(data[problem.noise_group == group] ** 2))
+        bounds = (min(1.0, level) / NOISE_RANGE, max(1.0, level) * NOISE_RANGE)
+        noise.append(scale_prior(model.noise_std, unit=1.0, default_range=bounds, dtype=dtype))
+    return DipolePrior(
+        log_number=jnp.asarray(log_number, dtype),
+        log_place=jnp.asarray(log_place, dtype),
+        scales=(moment, *noise),
+    )
+
+
+def log_set_sums(log_weights, max_size):
+    """Log elementary symmetric polynomials of all suffixes of the weights.
+
+    Parameters
+    ----------
+    log_weights : (n,) array
+    max_size : int
+
+    Returns
+    -------
+    (n + 1, max_size + 1) array
+        Entry [j, m]: log of the sum over all sets of m among weights j, j+1, ... of the product
+        of their weights. Row 0 has the polynomials of all weights. Cost O(n max_size).
+    """
+    n = len(log_weights)
+    sums = np.full((n + 1, max_size + 1), -np.inf)
+    sums[:, 0] = 0.0
+    for j in range(n - 1, -1, -1):
+        sums[j, 1:] = np.logaddexp(sums[j + 1, 1:], log_weights[j] + sums[j + 1, :-1])
+    return sums
+
+
+def _place_weights(location_prior, problem):
+    if location_prior is None:
+        return np.ones(problem.n_sources)
+    if hasattr(location_prior, "vertices"):
+        weights = problem.mask(location_prior).astype(float)
+        remedy = "The label shares no vertex with the source space."
+    else:
+        weights = check_array("location_prior", location_prior, shape=(problem.n_sources,))
+        remedy = "Give non-negative weights, at least one above zero."
+    if np.any(weights < 0) or not weights.sum() > 0:
+        raise ValueError(f"location_prior has no places or negative weights. {remedy}")
+    return weights
+
+
+def reference_prior(prior, log_noise_std):
+    """A law to start sampling from: the prior with unknown noise scales held near a guess.
+
+    The moment scale keeps its prior: where data are weak its posterior is nearly as wide, and a
+    narrow start would have to find the width again at the very end.
+
+    Parameters
+    ----------
+    prior : DipolePrior
+    log_noise_std : sequence of float
+        Guess for each channel group.
+
+    Returns
+    -------
+    DipolePrior
+    """
+    moment, *noise = prior.scales
+    pinned = [
+        pin_scale(scale, guess, NOISE_PIN)
+        for scale, guess in zip(noise, log_noise_std, strict=True)
+    ]
+    return dataclasses.replace(prior, scales=(moment, *pinned))
