@@ -1,0 +1,47 @@
+"""The model x method table: which method serves which model, the default first."""
+
+import importlib
+
+from ..core.checks import check_choice
+from ..models.static_dipoles import StaticDipoles
+
+__all__ = ["METHODS", "find", "methods", "table"]
+
+METHODS = {
+    StaticDipoles: ("smc", "reversible_jump", "enumerate"),
+}
+
+
+def methods(model):
+    """Names of the methods that serve a model (an instance or a class), the default first.
+
+    Raises
+    ------
+    ValueError
+        If it is not a model of this package.
+    """
+    kind = model if isinstance(model, type) else type(model)
+    if kind not in METHODS:
+        known = ", ".join(k.__name__ for k in METHODS)
+        raise ValueError(f"model must be one of {known}; got {model!r}.")
+    return list(METHODS[kind])
+
+
+def find(model, method):
+    """Return the name and the module of a method for a model; None means the default."""
+    available = methods(model)
+    name = check_choice("method", available[0] if method is None else method, available)
+    return name, importlib.import_module(f".{name}", __package__)
+
+
+def table():
+    """Write the model x method table in Markdown."""
+    rows = [
+        f"| `{model.__name__}` | {', '.join(f'`{name}`' for name in names)} |"
+        for model, names in METHODS.items()
+    ]
+    return "\n".join(["| model | methods (default first) |", "|---|---|", *rows])
+
+
+if __name__ == "__main__":
+    print(table())
