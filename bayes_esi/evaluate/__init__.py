@@ -1,0 +1,1 @@
+"""Floor 5: whether probabilities mean what they say."""
