@@ -1,0 +1,118 @@
+"""ArviZ: the posterior as a DataTree, and convergence across independent runs."""
+
+import numpy as np
+
+__all__ = ["diagnostics", "to_datatree"]
+
+
+def to_datatree(posterior, n_draws):
+    """Write a dipole posterior as ArviZ groups.
+
+    Independent runs are chains. Places are source numbers, -1 in empty slots; positions are NaN
+    there. Predictive data, like the observed data, are in the units of the recording, on the
+    range of the noise covariance. `log_likelihood` has one value for each sample.
+
+    Parameters
+    ----------
+    posterior : DipolePosterior
+    n_draws : int
+
+    Returns
+    -------
+    xarray.DataTree
+    """
+    import xarray as xr
+
+    draws, problem = posterior.draws, posterior.problem
+    n_runs, n_available, n_slots = draws.places.shape
+    kept = np.unique(np.linspace(0, n_available - 1, min(n_draws, n_available)).astype(int))
+    pooled = (np.arange(n_runs)[:, None] * n_available + kept).ravel()
+    moments = posterior.moments_of(pooled)
+    shape = (n_runs, len(kept))
+    run, draw = ["chain", "draw"], {"chain": np.arange(n_runs), "draw": kept}
+
+    active = draws.active[:, kept]
+    places = np.where(active, draws.places[:, kept], -1)
+    pos = np.where(active[..., None], problem.source_pos[places], np.nan)
+    mean = moments.mean.reshape(*shape, *moments.mean.shape[1:])
+    std = moments.std.reshape(*shape, *moments.std.shape[1:])
+    axes = ["x", "y", "z"] if mean.shape[3] == 3 else ["normal"]
+    time = {"time": problem.times}
+    sampled = xr.Dataset(
+        {
+            "n_dipoles": (run, active.sum(axis=2)),
+            "place": ([*run, "slot"], places),
+            "pos": ([*run, "slot", "axis"], pos),
+            "moment_mean": ([*run, "slot", "moment_axis", "time"], mean),
+            "moment_std_given_place": ([*run, "slot", "moment_axis"], std),
+            "moment_std": (run, draws.moment_std[:, kept]),
+            "noise_std": ([*run, "group"], draws.noise_std[:, kept]),
+        },
+        coords={
+            **draw,
+            **time,
+            "slot": np.arange(n_slots),
+            "axis": ["x", "y", "z"],
+            "moment_axis": axes,
+            "group": list(problem.group_names),
+        },
+    )
+    stats = xr.Dataset({"log_likelihood": (run, draws.log_likelihood[:, kept])}, coords=draw)
+    n_steps = draws.trace.get("inverse_temperature", np.zeros((1, 0))).shape[1]
+    for name, values in draws.trace.items():
+        # Temperatures are steps of the sampler; other series have an axis of their own.
+        is_step = values.ndim > 1 and values.shape[1] == n_steps
+        names = ["chain", "step" if is_step else f"{name}_index", f"{name}_entry"]
+        stats[name] = (names[: values.ndim], values)
+
+    rng = np.random.default_rng(0)
+    noise = draws.noise_std[:, kept].reshape(len(pooled), -1)[:, problem.noise_group]
+    # A new recording of the same response: the fitted field plus fresh noise.
+    replicate = moments.fitted + noise[:, :, None] * rng.standard_normal(moments.fitted.shape)
+    colouring = np.linalg.pinv(problem.whitener)
+    channel = {"channel": list(problem.ch_names)}
+    predicted = np.einsum("cr,drt->dct", colouring, replicate, optimize=True)
+    predicted = predicted.reshape(*shape, *predicted.shape[1:]).astype(np.float32)
+    predictive = xr.Dataset(
+        {"data": ([*run, "channel", "time"], predicted)}, coords={**draw, **channel, **time}
+    )
+    observed = xr.Dataset(
+        {"data": (["channel", "time"], colouring @ problem.data)}, coords={**channel, **time}
+    )
+    per_sample = moments.log_likelihood + problem.log_jacobian / problem.n_times
+    pointwise = xr.Dataset(
+        {"data": ([*run, "time"], per_sample.reshape(*shape, -1))}, coords={**draw, **time}
+    )
+    return xr.DataTree.from_dict(
+        {
+            "posterior": sampled,
+            "sample_stats": stats,
+            "posterior_predictive": predictive,
+            "observed_data": observed,
+            "log_likelihood": pointwise,
+        }
+    )
+
+
+def diagnostics(posterior):
+    """Summarise convergence across runs.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ArviZ summary of the number of dipoles, scales and log likelihood; R-hat compares
+        independent runs and is NaN for a single one.
+    """
+    import arviz as az
+    import xarray as xr
+
+    draws = posterior.draws
+    variables = {
+        "n_dipoles": draws.active.sum(axis=2).astype(float),
+        "log_likelihood": draws.log_likelihood,
+        "moment_std_nAm": 1e9 * draws.moment_std,
+    }
+    for i, name in enumerate(posterior.problem.group_names):
+        variables[f"noise_std[{name}]"] = draws.noise_std[:, :, i]
+    dataset = xr.Dataset({k: (["chain", "draw"], v) for k, v in variables.items()})
+    return az.summary(xr.DataTree.from_dict({"posterior": dataset}))
