@@ -1,0 +1,66 @@
+"""A result as a folder: posterior, table, words and figures, all of them or none."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from .text import describe
+
+__all__ = ["FIGURES", "write_folder"]
+
+FIGURES = ("overview", "n_dipoles", "intensity", "moments", "predictive", "trace")
+
+
+def write_folder(posterior, path, heading=""):
+    """Write a posterior to a folder.
+
+    Parameters
+    ----------
+    posterior : DipolePosterior
+    path : path-like
+        Created if need be. Files of the same names are replaced, once all new ones exist.
+    heading : str
+        Put on top of ``summary.txt``.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The files: ``posterior.nc``, ``dipoles.csv``, ``summary.txt`` and a PNG for each figure.
+
+    Raises
+    ------
+    ValueError
+        If the folder cannot be made.
+    """
+    import matplotlib.pyplot as plt
+
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path))
+    except OSError as error:
+        raise ValueError(f"folder {path} cannot be written: {error.strerror}.") from error
+    try:
+        posterior.save(part / "posterior.nc")
+        posterior.summary().to_csv(part / "dipoles.csv", float_format="%.6g")
+        (part / "summary.txt").write_text(heading + describe(posterior), encoding="utf-8")
+        for kind in FIGURES:
+            drawn = posterior.plot(kind)
+            figure = _figure_of(drawn)
+            figure.savefig(part / f"{kind}.png", dpi=150)
+            plt.close(figure)
+        written = []
+        for file in sorted(part.iterdir()):
+            os.replace(file, path / file.name)
+            written.append(path / file.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return written
+
+
+def _figure_of(drawn):
+    """The figure of what a plotting function returned: a figure, an axes or some."""
+    if hasattr(drawn, "savefig"):
+        return drawn
+    return drawn.figure if hasattr(drawn, "figure") else drawn.flat[0].figure
