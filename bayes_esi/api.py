@@ -1,0 +1,223 @@
+"""The few verbs of the package."""
+
+import warnings
+
+import jax
+import numpy as np
+
+from .core.status import InferenceError
+from .inference import dipole_inference, registry
+from .models.problem import Problem
+from .posterior import ports
+from .posterior.dipoles import DipoleDraws, DipolePosterior
+
+__all__ = ["compare", "example_recording", "from_mne", "infer", "load", "methods"]
+
+
+def from_mne(evoked, forward, noise_cov, tmin=None, tmax=None):
+    """Build a `Problem` from MNE objects; see `bayes_esi.io.mne.from_mne`."""
+    from .io.mne import from_mne
+
+    return from_mne(evoked, forward, noise_cov, tmin=tmin, tmax=tmax)
+
+
+def example_recording(seed=0):
+    """Simulate an EEG response of two sources; see `bayes_esi.io.example`."""
+    from .io.example import example_recording
+
+    return example_recording(seed)
+
+
+def methods(model):
+    """Names of the methods that serve a model, the default first."""
+    return registry.methods(model)
+
+
+def infer(
+    model, problem, key=None, method=None, progress=True, *, throw=True, checkpoint=None, **options
+):
+    """Compute the posterior of a model given a problem.
+
+    Parameters
+    ----------
+    model : StaticDipoles
+    problem : Problem
+    key : PRNG key, optional
+        Of `jax.random`; by default ``jax.random.key(0)``. The same key gives the same result.
+    method : str, optional
+        One of ``methods(model)``; by default the first.
+    progress : bool
+        Whether to show a progress bar for what takes longer than two seconds.
+    throw : bool
+        Whether a result that cannot be trusted raises `InferenceError`. Its attribute
+        `posterior` holds the result; with ``throw=False`` it is returned with its status.
+    checkpoint : path-like, optional
+        Stem of files that keep the state of the run, so that calling again after an interruption
+        continues and gives the same bits. They are removed when the runs are complete.
+    **options
+        `n_particles`, `n_runs` (independent repeats: chains, and the error of the evidence),
+        `ess_threshold`, `memory_limit` (bytes for tabulated Gram blocks) and others; see
+        `bayes_esi.inference.dipole_inference.OPTIONS`.
+
+    Returns
+    -------
+    DipolePosterior
+
+    Raises
+    ------
+    ValueError
+        On arguments that make no sense, before anything is compiled.
+    InferenceError
+        If the result cannot be trusted.
+    """
+    name, module = registry.find(model, method)
+    if not isinstance(problem, Problem):
+        raise ValueError(
+            f"problem must be a Problem, got {type(problem).__name__}; build one with "
+            "bayes_esi.from_mne or Problem.from_arrays."
+        )
+    key = _check_key(key)
+    options = dipole_inference.check_options(name, options)
+    _warn_of_single_precision(problem)
+    solve = dipole_inference.solve if name == "enumerate" else dipole_inference.repeat
+    result = solve(module, key, model, problem, options, progress=progress, checkpoint=checkpoint)
+    posterior = _dipole_posterior(model, problem, name, result)
+    if throw and not posterior.status.is_trustworthy:
+        raise InferenceError(posterior.status, posterior)
+    return posterior
+
+
+def compare(posteriors):
+    """Compare models by their evidence for the same data.
+
+    Parameters
+    ----------
+    posteriors : dict of str to posterior
+        At least two, of the same data.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Best first: `log_evidence` and `log_evidence_std` in nats, `log_bayes_factor` against
+        the best and its standard error, and `probability` under equal prior probabilities.
+
+    Raises
+    ------
+    ValueError
+        If the posteriors belong to different data.
+    """
+    import pandas as pd
+
+    if not isinstance(posteriors, dict) or len(posteriors) < 2:
+        raise ValueError("posteriors must be a dict of at least two posteriors by name.")
+    problems = [p.problem for p in posteriors.values()]
+    for problem in problems[1:]:
+        same_channels = problem.ch_names == problems[0].ch_names
+        if not same_channels or not np.array_equal(problem.times, problems[0].times):
+            raise ValueError(
+                "posteriors must belong to the same data: their channels or times differ, so "
+                "their evidences cannot be compared."
+            )
+    frame = pd.DataFrame(
+        {
+            name: {
+                "log_evidence": p.log_evidence,
+                "log_evidence_std": p.log_evidence_std,
+                "status": p.status.name,
+            }
+            for name, p in posteriors.items()
+        }
+    ).T.astype({"log_evidence": float, "log_evidence_std": float})
+    frame = frame.sort_values("log_evidence", ascending=False)
+    best = frame.iloc[0]
+    frame["log_bayes_factor"] = frame["log_evidence"] - best["log_evidence"]
+    errors = np.hypot(frame["log_evidence_std"], best["log_evidence_std"])
+    errors.iloc[0] = 0.0
+    frame["log_bayes_factor_std"] = errors
+    odds = np.exp(frame["log_bayes_factor"])
+    frame["probability"] = odds / odds.sum()
+    frame.index.name = "model"
+    return frame
+
+
+def load(path):
+    """Read a posterior that its `save` wrote.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, damaged, or was not written by this package.
+    """
+    from .io import netcdf
+    from .posterior.archive import from_datatree
+
+    return from_datatree(netcdf.read(path))
+
+
+def _check_key(key):
+    if key is None:
+        return jax.random.key(0)
+    if not (hasattr(key, "dtype") and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(
+            f"key must be a typed PRNG key such as jax.random.key(0), got {type(key).__name__}."
+        )
+    if key.shape != ():
+        raise ValueError(f"key must be a single key, got shape {key.shape}.")
+    return key
+
+
+def _warn_of_single_precision(problem):
+    if jax.dtypes.canonicalize_dtype(problem.lead_field.dtype) == np.float32:
+        warnings.warn(
+            "computing in float32: log evidences lose digits on long recordings; call "
+            "jax.config.update('jax_enable_x64', True) first.",
+            stacklevel=3,
+        )
+
+
+def _dipole_posterior(model, problem, method, result):
+    """Give the draws back their units."""
+    scales = np.exp(np.asarray(result.draws.log_scales, np.float64))
+    exact = {}
+    if result.exact is not None:
+        exact = {
+            "n_dipoles_pmf": np.asarray(result.exact.n_dipoles_pmf),
+            "intensity": np.asarray(result.exact.intensity),
+        }
+    draws = DipoleDraws(
+        places=np.asarray(result.draws.places),
+        active=np.asarray(result.draws.active),
+        moment_std=scales[..., 0] * problem.moment_unit,
+        noise_std=scales[..., 1:],
+        log_likelihood=np.asarray(result.draws.log_likelihood, np.float64) + problem.log_jacobian,
+        log_evidence=np.asarray(result.log_evidence, np.float64) + problem.log_jacobian,
+        trace=result.trace,
+        **exact,
+    )
+    return DipolePosterior(problem, model, method, draws, result.status)
+
+
+def _save(posterior, path):
+    from .io import netcdf
+    from .posterior.archive import to_archive
+
+    netcdf.write(to_archive(posterior), path)
+
+
+def _to_mne(posterior):
+    from .io.mne import dipoles_to_mne, source_estimate
+
+    problem = posterior.problem
+    dipoles = dipoles_to_mne(problem, posterior.dipoles())
+    return dipoles, source_estimate(problem, posterior.intensity)
+
+
+def _plot(posterior, kind, **kwargs):
+    from .viz import dipoles
+
+    return getattr(dipoles, f"plot_{kind}")(posterior, **kwargs)
+
+
+ports.connect(DipolePosterior, "save", _save)
+ports.connect(DipolePosterior, "to_mne", _to_mne)
+ports.connect(DipolePosterior, "plot", _plot)
