@@ -5,10 +5,10 @@ import warnings
 import jax
 import numpy as np
 
+from .core import ports
 from .core.status import InferenceError
 from .inference import dipole_inference, registry
 from .models.problem import Problem
-from .posterior import ports
 from .posterior.dipoles import DipoleDraws, DipolePosterior
 
 __all__ = ["compare", "example_recording", "from_mne", "infer", "load", "methods"]

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "bayes_esi"
 FLOORS = {
     "core": 0,
     "linalg": 1,
+    "forward": 2,
     "sources": 2,
     "models": 3,
     "inference": 4,

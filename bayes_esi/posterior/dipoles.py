@@ -6,11 +6,11 @@ import functools
 import numpy as np
 from scipy.special import logsumexp
 
+from ..core import ports
 from ..core.checks import check_choice, check_count
 from ..core.status import Status
 from ..models.problem import Problem
 from ..models.static_dipoles import StaticDipoles, dipole_design
-from . import ports
 from .credible import credible_set, to_millilitres
 from .matching import match
 from .moments import conditional_moments

@@ -1,0 +1,1 @@
+"""Floor 2: how sources reach the sensors."""
