@@ -110,13 +110,13 @@ def compare(posteriors):
 
     if not isinstance(posteriors, dict) or len(posteriors) < 2:
         raise ValueError("posteriors must be a dict of at least two posteriors by name.")
-    problems = [p.problem for p in posteriors.values()]
-    for problem in problems[1:]:
-        same_channels = problem.ch_names == problems[0].ch_names
-        if not same_channels or not np.array_equal(problem.times, problems[0].times):
+    first, *others = [p.problem for p in posteriors.values()]
+    for problem in others:
+        difference = _difference_of_data(first, problem)
+        if difference:
             raise ValueError(
-                "posteriors must belong to the same data: their channels or times differ, so "
-                "their evidences cannot be compared."
+                f"posteriors must belong to the same data: their {difference}, so their evidences "
+                "cannot be compared."
             )
     frame = pd.DataFrame(
         {
@@ -152,6 +152,18 @@ def load(path):
     from .posterior.archive import from_datatree
 
     return from_datatree(netcdf.read(path))
+
+
+def _difference_of_data(problem, other):
+    """What two problems do not share of the recording that they explain, in words; else ""."""
+    if problem.ch_names != other.ch_names or not np.array_equal(problem.times, other.times):
+        return "channels or times differ"
+    if len(problem.data) != len(other.data):
+        return "projectors or ranks differ"
+    recorded, recorded_other = (np.linalg.pinv(p.whitener) @ p.data for p in (problem, other))
+    # Whitened and coloured again, in single precision if the lead field came in it.
+    close = np.abs(recorded - recorded_other) <= 1e-4 * np.abs(recorded).max(axis=1, keepdims=True)
+    return "" if np.all(close) else "samples differ"
 
 
 def _check_key(key):

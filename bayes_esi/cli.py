@@ -140,8 +140,15 @@ def _sampling(options):
     return {name: value for name, value in given.items() if value is not None}
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command, as for any other bad input."""
+
+    def error(self, message):
+        self.exit(2, f"bayes-esi: {message}; see {self.prog} --help\n")
+
+
 def _parser():
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="bayes-esi",
         description="From MEG/EEG recordings to a posterior over brain sources.",
         epilog="Not a medical device: for research only.",

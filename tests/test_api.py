@@ -184,9 +184,18 @@ def test_what_cannot_be_compared_is_refused():
     for wrong in ({"one": one}, [one, one], {}):
         with pytest.raises(ValueError, match="posteriors must be a dict of at least two"):
             be.compare(wrong)
-    for other in (make_problem(times=np.arange(4) + 0.5), make_problem(ch_names=list("abcdefghi"))):
+    others = [
+        make_problem(times=np.arange(4) + 0.5),
+        make_problem(ch_names=list("abcdefghi")),
+        make_problem(data=one.problem.data + 1e-3),
+        make_problem(noise_cov=np.diag([0.0, *[1.0] * 8])),
+    ]
+    for other in others:
         with pytest.raises(ValueError, match="same data"):
             be.compare({"one": one, "other": belief(0.0, 0.1, problem=other)})
+    # Another noise covariance is another model of the same data.
+    louder = belief(0.0, 0.1, problem=make_problem(noise_cov=np.diag(np.arange(1.0, 10.0))))
+    assert len(be.compare({"one": one, "louder": louder})) == 2
 
 
 @pytest.mark.parametrize("method", ["smc", "reversible_jump", "enumerate"])

@@ -76,6 +76,17 @@ def test_bad_input_is_one_line_and_exit_code_2(files, tmp_path, capsys, options,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "words", [[], ["guess"], ["localize", "x-ave.fif"], ["demo", "--seed", "x"]]
+)
+def test_a_malformed_command_is_one_line_and_exit_code_2(capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.startswith("bayes-esi: ") and error.count("\n") == 1
+
+
 def test_missing_and_foreign_files(files, tmp_path, capsys):
     evoked, forward, noise_cov = files
     for wrong in ([str(tmp_path / "none-ave.fif"), forward, noise_cov], [forward, evoked, evoked]):

@@ -56,11 +56,11 @@ def whitener_of(noise_cov, rank=None):
     largest = float(variances.max(initial=0.0))
     if largest <= 0:
         raise ValueError("noise_cov is zero; give the covariance of the sensor noise.")
-    if not np.allclose(noise_cov, noise_cov.T, rtol=1e-6, atol=1e-8 * largest):
-        raise ValueError("noise_cov is not symmetric; compute it again.")
     scale = np.sqrt(np.where(variances > 0, variances, largest))
     scaled = noise_cov / np.outer(scale, scale)
-    eigenvalues = np.linalg.eigvalsh(0.5 * (scaled + scaled.T))
+    if not np.allclose(scaled, scaled.T, rtol=0, atol=1e-6):
+        raise ValueError("noise_cov is not symmetric; compute it again.")
+    eigenvalues, eigenvectors = np.linalg.eigh(0.5 * (scaled + scaled.T))
     if eigenvalues[0] < -1e-6 * eigenvalues[-1]:
         raise ValueError(
             "noise_cov is not positive semidefinite: its smallest eigenvalue is "
@@ -69,12 +69,13 @@ def whitener_of(noise_cov, rank=None):
         )
     if rank is None:
         rank = int(np.count_nonzero(eigenvalues > RANK_TOLERANCE * eigenvalues[-1]))
-    # The scaling is a congruence, so ranks agree; the whitener itself comes from the
-    # eigenvectors of the unscaled matrix, whose range is the one the data live in.
-    values, vectors = np.linalg.eigh(0.5 * (noise_cov + noise_cov.T))
     kept = slice(noise_cov.shape[0] - rank, None)
-    whitener = vectors[:, kept].T / np.sqrt(values[kept])[:, None]
-    return whitener, -0.5 * float(np.sum(np.log(values[kept])))
+    # The scaling is a congruence, so ranks agree. The pairs of the unscaled matrix, whose range is
+    # the one the data live in, come from a factor of it: singular values of the factor keep the
+    # digits that eigenvalues of the product, squares of very different sizes, would lose.
+    factor = scale[:, None] * eigenvectors[:, kept] * np.sqrt(eigenvalues[kept])
+    vectors, deviations, _ = np.linalg.svd(factor, full_matrices=False)
+    return vectors.T / deviations[:, None], -float(np.sum(np.log(deviations)))
 
 
 def block_whitener(noise_cov, group, ranks=None):

@@ -101,7 +101,7 @@ def diagnostics(posterior):
     -------
     pandas.DataFrame
         ArviZ summary of the number of dipoles, scales and log likelihood; R-hat compares
-        independent runs and is NaN for a single one.
+        independent runs. It is NaN for a single run, and for what is the same in all draws.
     """
     import arviz as az
     import xarray as xr
@@ -115,4 +115,5 @@ def diagnostics(posterior):
     for i, name in enumerate(posterior.problem.group_names):
         variables[f"noise_std[{name}]"] = draws.noise_std[:, :, i]
     dataset = xr.Dataset({k: (["chain", "draw"], v) for k, v in variables.items()})
-    return az.summary(xr.DataTree.from_dict({"posterior": dataset}))
+    with np.errstate(invalid="ignore", divide="ignore"):  # nothing varies in a constant
+        return az.summary(xr.DataTree.from_dict({"posterior": dataset}))

@@ -25,10 +25,15 @@ def test_whitened_noise_has_identity_covariance(rank):
     )
 
 
-def test_units_do_not_change_the_rank():
-    noise_cov = covariance(6, 4)
+def test_units_do_not_change_rank_or_whiteness():
     scale = np.diag([1e-15, 1e-13, 1e-6, 1.0, 1e-15, 1e-13])
-    assert whitener_of(scale @ noise_cov @ scale)[0].shape[0] == 4
+    noise_cov = scale @ covariance(6, 4) @ scale
+    whitener, log_pdet = whitener_of(noise_cov)
+    assert whitener.shape[0] == 4
+    # The covariance itself knows its smallest directions, 1e-13 of its largest deviation, to
+    # a few digits only: its entries are rounded.
+    np.testing.assert_allclose(whitener @ noise_cov @ whitener.T, np.eye(4), atol=1e-4)
+    assert np.isfinite(log_pdet)
 
 
 def test_groups_are_whitened_apart():

@@ -89,6 +89,14 @@ def test_arviz_groups(posterior):
     assert posterior.diagnostics().loc["n_dipoles", "r_hat"] is not None
 
 
+def test_diagnostics_of_a_number_that_never_varies(posterior):
+    active = np.zeros_like(posterior.draws.active)
+    active[..., 0] = True
+    draws = dataclasses.replace(posterior.draws, active=active)
+    table = dataclasses.replace(posterior, draws=draws).diagnostics()
+    assert np.isnan(float(table.loc["n_dipoles", "r_hat"]))
+
+
 def test_file_round_trip_and_damage(posterior, tmp_path):
     path = tmp_path / "posterior.nc"
     posterior.save(path)
