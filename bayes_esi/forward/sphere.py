@@ -108,7 +108,7 @@ def sphere_eeg(source_pos, electrode_pos, *, radii, sigma_radial, sigma_tangenti
     n_terms : int, optional
         Legendre orders to sum. By default as many as the closest of the given pairs needs for
         ten digits; where positions are traced, as many as eccentricity 0.98 of the innermost
-        shell needs.
+        shell needs, and where conductivities are, as many as isotropic shells need.
 
     Returns
     -------
@@ -256,10 +256,13 @@ def _terms_needed(source_pos, electrode_pos, shells, on_surface, dtype):
     mirror images remain, whose radii are those reflected at the interfaces.
     The scale is coarse so that few different numbers, hence few compilations, occur.
     """
-    if not is_known(*shells):
-        raise ValueError("n_terms must be given where radii or conductivities are traced.")
-    radii, sigma_radial, sigma_tangential = (np.asarray(x, np.float64) for x in shells)
-    stretch = np.sqrt(sigma_tangential / sigma_radial)
+    radii, *conductivities = shells
+    if not is_known(radii):
+        raise ValueError("n_terms must be given where radii are traced.")
+    radii = np.asarray(radii, np.float64)
+    stretch = np.ones(radii.size)  # conductivities that are traced count as isotropic
+    if is_known(*conductivities):
+        stretch = np.sqrt(np.divide(conductivities[1], conductivities[0], dtype=np.float64))
     edges = np.concatenate([[1e-300], radii])
     depths = np.concatenate([np.cumsum((stretch * np.diff(np.log(edges)))[::-1])[::-1], [0.0]])
 
