@@ -105,7 +105,8 @@ def potential_lead_field(
     direct = jnp.where(is_same, 1 / (larger * at_source.conductivity), 0)
 
     orders = jnp.arange(1, n_terms + 1, dtype=source_pos.dtype)
-    shells = _shell_terms(orders[:, None], radii, sigma_radial, sigma_tangential)
+    shells = _shell_terms(orders, radii, sigma_radial, sigma_tangential)
+    shells = jax.tree.map(jnp.transpose, shells)  # an order a row
 
     def add(carry, term):
         n, shell = term
@@ -153,8 +154,8 @@ def potential_lead_field(
 
 def _place(radius, radii, conductivity):
     """Look up the shell of each radius; what lies on an interface belongs to the inner shell."""
-    shell = jnp.searchsorted(radii, radius * (1 - 4 * jnp.finfo(radius.dtype).eps))
-    shell = jnp.minimum(shell, radii.shape[0] - 1)
+    just_within = radius * (1 - 4 * jnp.finfo(radius.dtype).eps)
+    shell = jnp.sum(just_within[..., None] > radii[:-1], axis=-1)
     return _Place(
         radius=radius,
         shell=shell,
@@ -185,34 +186,30 @@ def _solutions(n, shell, place):
 
 
 def _shell_terms(n, radii, sigma_radial, sigma_tangential):
-    """Reflections and scales of all shells for orders n (n_terms, 1)."""
-    ratio = sigma_tangential / sigma_radial
+    """Reflections and scales of all shells for orders n (n_terms,): arrays (n_shells, n_terms)."""
+    ratio = (sigma_tangential / sigma_radial)[:, None]
     product = n * (n + 1)
     # v - n without the cancellation: exactly zero in an isotropic shell.
     excess = (ratio - 1) * product / (jnp.sqrt(0.25 + ratio * product) + n + 0.5)
     power = n + excess
-    log_thickness = jnp.log(_inner_radii(radii) / radii)
+    log_thickness = jnp.log(_inner_radii(radii) / radii)[:, None]
     across = jnp.exp((2 * power + 1) * log_thickness)
-    n_shells = radii.shape[0]
+    shells = (sigma_radial, power, across)
 
-    up, flux = [], None
-    for shell in range(n_shells):  # outwards: what the shells within reflect
-        s, v, q = sigma_radial[shell], power[:, shell], across[:, shell]
-        u = jnp.zeros_like(v) if flux is None else (s * v - flux) / (s * (v + 1) + flux)
-        flux = s * (v - (v + 1) * u * q) / (1 + u * q)
-        up.append(u)
+    def outwards(current, shell):  # what the shells within reflect
+        s, v, q = shell
+        up = (s * v - current) / (s * (v + 1) + current)
+        return s * (v - (v + 1) * up * q) / (1 + up * q), up
 
-    down, flux = [], jnp.zeros_like(power[:, 0])
-    for shell in reversed(range(n_shells)):  # inwards: what the shells without reflect
-        s, v, q = sigma_radial[shell], power[:, shell], across[:, shell]
-        d = (flux + s * (v + 1)) / (s * v - flux)
-        flux = s * (v * d * q - (v + 1)) / (1 + d * q)
-        down.insert(0, d)
+    def inwards(current, shell):  # what the shells without reflect
+        s, v, q = shell
+        down = (current + s * (v + 1)) / (s * v - current)
+        return s * (v * down * q - (v + 1)) / (1 + down * q), down
 
-    log_scale, log_f = [], jnp.zeros_like(power[:, 0])
-    for shell in reversed(range(n_shells)):
-        log_f = log_f - jnp.log1p(up[shell] * across[:, shell])
-        log_scale.insert(0, log_f)
-        log_f = log_f + excess[:, shell] * log_thickness[shell] + jnp.log1p(up[shell])
-
-    return _Shells(excess, *(jnp.stack(x, axis=-1) for x in (up, down, log_scale)))
+    # Nothing is reflected at the centre; no current crosses the outermost radius.
+    _, up = jax.lax.scan(outwards, sigma_radial[0] * power[0], shells)
+    _, down = jax.lax.scan(inwards, jnp.zeros_like(power[0]), shells, reverse=True)
+    log_outer = -jnp.log1p(up * across)
+    log_inner = log_outer + excess * log_thickness + jnp.log1p(up)
+    beyond = jnp.cumsum(log_inner[::-1], axis=0)[::-1] - log_inner
+    return _Shells(excess, up, down, log_outer + beyond)
