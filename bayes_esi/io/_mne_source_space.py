@@ -59,8 +59,8 @@ def in_head(argument, surface, trans):
     if frame == MRI_FRAME and trans is None:
         raise ValueError(
             f"{argument} is in MRI coordinates: give trans, the transform between MRI and head "
-            "that coregistration found (a -trans.fif file), or mne.Transform('mri', 'head') if both "
-            "frames are one, as around a sphere that was fitted in head coordinates."
+            "that coregistration found (a -trans.fif file), or mne.Transform('mri', 'head') if "
+            "both frames are one, as around a sphere that was fitted in head coordinates."
         )
     trans = None if trans is None else mri_to_head_of(trans)
     return mne.transform_surface_to(surface, "head", trans, copy=True)
