@@ -30,7 +30,8 @@ from ..core import ports
 from ..core.checks import check_array
 from ..core.struct import static, struct
 from ..core.types import Array, Float, Int
-from .sensors import FAMILIES, check_metres, lead_field_of, rows_of
+from ._points import check_points, is_known
+from .sensors import FAMILIES, lead_field_of, rows_of
 
 __all__ = ["LeadField"]
 
@@ -182,7 +183,7 @@ class LeadField:
             others[name] = _check_numbers(name, others[name], n_sources)
         return cls(
             data=data,
-            source_pos=check_metres("source_pos", source_pos),
+            source_pos=check_points("source_pos", source_pos),
             ch_names=tuple(ch_names),
             ch_types=ch_types,
             **others,
@@ -294,10 +295,8 @@ class LeadField:
         n_nearest = min(N_NEAREST, self.n_sources - 1)
         if n_nearest < 4:
             raise ValueError(f"interpolate needs at least five sources, got {self.n_sources}.")
-        if not isinstance(pos, jax.core.Tracer):
-            pos = np.asarray(pos)
-            shape = (3,) if pos.ndim == 1 else (None, 3)
-            pos = check_metres("pos", check_array("pos", pos, shape=shape))
+        pos = check_points("pos", pos, allow_single=True)
+        if is_known(pos, self.source_pos):
             _check_inside(np.asarray(self.source_pos), np.atleast_2d(pos), n_nearest)
         pos = jnp.asarray(pos)
         arrays = [jnp.asarray(array, pos.dtype) for array in (self.data, self.source_pos)]

@@ -22,13 +22,13 @@ from scipy.spatial import ConvexHull, QhullError
 from ..core.checks import check_array, check_count
 from ..core.struct import static, struct
 from ..core.types import Array, Float, Int
+from ._points import check_points, is_known
 
 __all__ = [
     "FAMILIES",
     "Pickup",
     "Sensors",
     "average_reference",
-    "check_metres",
     "lead_field_of",
     "linked_reference",
     "make_sensors",
@@ -177,7 +177,7 @@ def make_sensors(coils, ch_names, ch_types, *, sensor_pos=None, bads=()):
             if f == "meg" and c.normals is None]  # fmt: skip
     if bare:
         raise ValueError(f"coils of MEG channels need normals; {', '.join(bare[:5])} have none.")
-    check_metres("coils", np.concatenate([coil.pos for coil in coils]))
+    check_points("coils", np.concatenate([coil.pos for coil in coils]))
     members = [[i for i, f in enumerate(families) if f == name] for name in ("meg", "eeg", "seeg")]
     if sensor_pos is None:
         sensor_pos = [coil.pos[0] for coil in coils]
@@ -275,12 +275,8 @@ def lead_field_of(model, sensors, source_pos, *, memory_limit=2**29):
     Cost: the model at `sensors.n_points` points, and O(n_channels n_terms n_sources) for the sums.
     """
     check_model(model, sensors)
-    if isinstance(source_pos, jax.core.Tracer):
-        return _evaluate(model, sensors, source_pos)
-    source_pos = np.asarray(source_pos)
-    shape = (3,) if source_pos.ndim == 1 else (None, 3)
-    source_pos = check_metres("source_pos", check_array("source_pos", source_pos, shape=shape))
-    if source_pos.ndim == 1:
+    source_pos = check_points("source_pos", source_pos, allow_single=True)
+    if not is_known(source_pos, sensors) or source_pos.ndim == 1:
         return _evaluate(model, sensors, jnp.asarray(source_pos))
     _check_outside(sensors, source_pos)
     n_sources = len(source_pos)
@@ -304,16 +300,6 @@ def batch_size(sensors, n_sources, dtype, memory_limit):
     # The values, what the model needs to form them, and twice the sums.
     per_source = 3 * itemsize * (2 * sensors.n_points + 2 * sensors.n_channels)
     return int(np.clip(memory_limit // per_source, 1, n_sources))
-
-
-def check_metres(name, pos):
-    """Return positions unless their size tells of mm."""
-    if np.median(np.linalg.norm(np.atleast_2d(pos), axis=1)) > 1.0:
-        raise ValueError(
-            f"{name} must be in m, but half of the positions are more than 1 m from the origin: "
-            "they look like mm; divide them by 1000."
-        )
-    return pos
 
 
 def check_model(model, sensors):

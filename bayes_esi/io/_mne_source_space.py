@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.checks import check_array
-from ..forward.sensors import check_metres
+from ..forward._points import check_points
 from ._sensors import HEAD_FRAME
 from ._source_space import LEFT_HEMISPHERE, RIGHT_HEMISPHERE
 
@@ -40,8 +39,7 @@ def read_source_space(src, trans):
     if not isinstance(src, mne.SourceSpaces):
         is_blocks = isinstance(src, list | tuple) and all(isinstance(b, dict) for b in src)
         if not is_blocks or not src:
-            pos = check_array("src", src, shape=(None, 3), remedy="Or give an mne.SourceSpaces.")
-            check_metres("src", pos)
+            pos = check_points("src", src)
             return mne.SourceSpaces([_discrete(np.asarray(pos, np.float64))])
     blocks = [in_head("src", block, trans) for block in src]
     if not sum(int(block["nuse"]) for block in blocks):

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
+from ..forward._points import check_points
 from ..forward.lead_field import LeadField
-from ..forward.sensors import FAMILIES, check_metres, rows_of
+from ..forward.sensors import FAMILIES, rows_of
 from . import netcdf
 from ._channels import sensor_positions
 from ._lead_field_file import lead_field_from_tree, lead_field_to_tree
@@ -95,7 +96,7 @@ def compute_forward(
             )
         src = kept(src, keep)
     space = described(src)
-    pos = check_metres("src", space["source_rr"])
+    pos = check_points("src", space["source_rr"])
     return LeadField.compute(
         model,
         sensors,
@@ -258,7 +259,7 @@ def bem_surfaces_of(bem, trans=None):
             f"bem must be a BEM of MNE, its surfaces or a file of them, got {type(bem).__name__}."
         )
     surfaces = [in_head("bem", surface, trans) for surface in bem]
-    vertices = [check_metres("bem", np.asarray(s["rr"], np.float64)) for s in surfaces]
+    vertices = [check_points("bem", np.asarray(s["rr"], np.float64)) for s in surfaces]
     faces = [np.asarray(s["tris"], np.int32) for s in surfaces]
     outermost_first = np.argsort([-_extent(v) for v in vertices], kind="stable")
     return [vertices[i] for i in outermost_first], [faces[i] for i in outermost_first]
