@@ -1,18 +1,19 @@
 """The lead field of a head and its sensors: container, and evaluation off the grid.
 
 Between the sources the lead field is found by moving least squares: around a position p, with
-u_i = (x_i - p) / h for the nearest sources x_i and h the distance of the one after them,
+u_i = (x_i - p) / h of the sources x_i that reach it, |x_i - p| < r_i, and h their mean reach,
 
-    a(p) = argmin_a  sum_i w(|u_i|) (g_i - a' b(u_i))^2 + a' R a,      g(p) = a_1(p)
-    b(u) = (1, u_x, u_y, u_z, all six products),   w(r) = (1 - r^2)^2 / (r^2 + SOFTENING)
+    a(p) = argmin_a  sum_i w(|x_i - p| / r_i) (g_i - a' b(u_i))^2 + a' R a,      g(p) = a_1(p)
+    b(u) = (1, u_x, u_y, u_z, all six products),   w(s) = (1 - s^2)^2 / (s^2 + SOFTENING)
 
-The weights fall to zero where a source leaves the neighbourhood, so that g is continuous, and
-grow near a source, where g returns its own field to better than 1e-4. The ridge R is there for
+r_i is the distance from source i to its 30th neighbour. The weights fall to zero, with zero slope,
+where a source ceases to reach p, so that g has a continuous gradient everywhere; near a source
+they grow, so that there g returns its own field to better than 1e-4. The ridge R is there for
 sources on a surface, of which the neighbourhood has no depth: it holds the products back by
 1e-6 and the linear terms by rounding only, so that fields linear in position come back exactly.
 All channels and orientations share the weights of a position: g(p) = sum_i c_i(p) g_i.
 
-Cost of one position: O(n_sources + n_channels n_nearest n_orient).
+Cost of one position: O(n_sources + n_channels n_orient MOST_SOURCES).
 
 Reference: Lancaster, Salkauskas 1981, doi:10.1090/S0025-5718-1981-0616367-1 (moving least squares).
 """
@@ -35,17 +36,21 @@ from .sensors import FAMILIES, lead_field_of, rows_of
 
 __all__ = ["LeadField"]
 
-# Sources that a value off the grid rests on: the quadratic has ten coefficients.
-N_NEAREST = 32
+# Neighbours within the reach of a source. The quadratic has ten coefficients; on a cubic grid the
+# 27th to the 32nd neighbour are two steps away, and about 33 sources reach each position.
+N_NEIGHBOURS = 30
 
-# Distance (in units of the neighbourhood, squared) below which a source no longer gains weight.
+# More sources than this that reach one position are left out from the furthest on.
+MOST_SOURCES = 48
+
+# Distance (in units of its reach, squared) below which a source no longer gains weight.
 SOFTENING = 1e-4
 
 # How far outside of the hull of its neighbours a position may lie, in distances between sources:
 # a place on a curved surface lies off the chord between its vertices.
 HULL_SLACK = 0.25
 
-# Positions evaluated at once: their gathers take 32 times the size of what they return.
+# Positions evaluated at once: their gathers take 48 times the size of what they return.
 _BATCH = 64
 
 
@@ -72,6 +77,8 @@ class LeadField:
         Pairs of neighbouring sources.
     faces : (n_faces, 3) int or None
         Triangles between sources, of those on surfaces.
+    reach : (n_sources,)
+        Distance, in m, up to which a source has weight in values off the grid.
     source_vertices, source_block : (n_sources,) int
         Number of each source in its block of the source space, and which of `block_kinds` it is.
     sensor_pos : (n_channels, 3) or None
@@ -90,6 +97,7 @@ class LeadField:
     source_volume: Float[Array, " n_sources"] | None
     edges: Int[Array, "n_edges 2"] | None
     faces: Int[Array, "n_faces 3"] | None
+    reach: Float[Array, " n_sources"]
     source_vertices: Int[Array, " n_sources"]
     source_block: Int[Array, " n_sources"]
     sensor_pos: Float[Array, "n_channels 3"] | None
@@ -157,6 +165,7 @@ class LeadField:
             raise ValueError(
                 f"data must have 1 or 3 orientations in its last axis, got {n_orient}."
             )
+        source_pos = check_points("source_pos", source_pos)
         source_pos = check_array("source_pos", source_pos, shape=(n_sources, 3))
         ch_names = [f"EEG {i + 1:03d}" for i in range(n_channels)] if ch_names is None else ch_names
         ch_types = ("eeg",) * n_channels if ch_types is None else tuple(ch_types)
@@ -179,11 +188,12 @@ class LeadField:
             others["source_normals"] = np.where(unit, normals, normals / length)
         elif n_orient == 1:
             raise ValueError("data has one orientation: give source_normals, along which it is.")
+        others["reach"] = _reach(source_pos).astype(source_pos.dtype)
         for name in ("edges", "faces"):
             others[name] = _check_numbers(name, others[name], n_sources)
         return cls(
             data=data,
-            source_pos=check_points("source_pos", source_pos),
+            source_pos=source_pos,
             ch_names=tuple(ch_names),
             ch_types=ch_types,
             **others,
@@ -283,26 +293,27 @@ class LeadField:
 
         Notes
         -----
-        Continuous in `pos`, and smooth as long as the set of neighbours does not change. For the
-        sources of two blocks that come close to each other (hemispheres) the field is one field,
-        so both serve. Errors on a grid of 7 mm, sphere of 90 mm: see tests/forward.
+        Value and gradient are continuous in `pos`. Blocks of sources that come close to each other
+        (hemispheres) serve each other: the field does not know of them. Positions that no source
+        reaches, which only jit lets pass, get zero.
         """
         if self.n_orient != 3:
             raise ValueError(
                 "interpolate needs three orientations, since normals jump from source to source; "
                 "use the lead field before fixed()."
             )
-        n_nearest = min(N_NEAREST, self.n_sources - 1)
-        if n_nearest < 4:
+        if self.n_sources < 5:
             raise ValueError(f"interpolate needs at least five sources, got {self.n_sources}.")
         pos = check_points("pos", pos, allow_single=True)
         if is_known(pos, self.source_pos):
-            _check_inside(np.asarray(self.source_pos), np.atleast_2d(pos), n_nearest)
+            _check_inside(np.asarray(self.source_pos), np.asarray(self.reach), np.atleast_2d(pos))
         pos = jnp.asarray(pos)
-        arrays = [jnp.asarray(array, pos.dtype) for array in (self.data, self.source_pos)]
-        single = pos.ndim == 1
-        values = _interpolate(*arrays, pos[None] if single else pos, n_nearest)
-        return values[:, 0] if single else values
+        arrays = [
+            jnp.asarray(array, pos.dtype) for array in (self.data, self.source_pos, self.reach)
+        ]
+        if pos.ndim == 1:
+            return _interpolate_one(*arrays, pos)
+        return _interpolate(*arrays, pos)
 
     def save(self, path):
         """Write a NetCDF file; the same object comes back from `bayes_esi.load`."""
@@ -352,18 +363,29 @@ def _check_numbers(name, numbers, n_sources):
     return numbers.astype(np.int32)
 
 
-def _check_inside(source_pos, pos, n_nearest):
-    """Refuse positions that are no mean, with weights of at least zero, of their neighbours."""
-    distance, nearest = cKDTree(source_pos).query(pos, k=n_nearest)
-    spacing = np.median(cKDTree(source_pos).query(source_pos, k=2)[0][:, 1])
-    # Near a source nothing is to be checked: it is its own mean.
+def _reach(source_pos):
+    """Distance of each source to its 30th neighbour; of few sources, beyond the last."""
+    k = min(N_NEIGHBOURS + 1, len(source_pos))
+    distance = cKDTree(source_pos).query(source_pos, k=k)[0].reshape(len(source_pos), k)[:, -1]
+    return distance if k == N_NEIGHBOURS + 1 else 1.5 * distance
+
+
+def _check_inside(source_pos, reach, pos):
+    """Refuse positions that are no mean, with weights of at least zero, of sources around them."""
+    tree = cKDTree(source_pos)
+    k = min(MOST_SOURCES, len(source_pos))
+    distance, nearest = tree.query(pos, k=k)
+    spacing = np.median(tree.query(source_pos, k=2)[0][:, 1])
     n_outside = 0
-    for place, near in zip(pos[distance[:, 0] > HULL_SLACK * spacing],
-                           nearest[distance[:, 0] > HULL_SLACK * spacing],
-                           strict=True):  # fmt: skip
-        steps = (source_pos[near] - place) / spacing
+    for place, far, near in zip(pos, distance, nearest, strict=True):
+        if far[0] < HULL_SLACK * spacing:
+            continue
+        steps = (source_pos[near[far < reach[near]]] - place) / spacing
+        if len(steps) < 5:
+            n_outside += 1
+            continue
         # A heavy last row makes the weights add up to one.
-        system = np.vstack([steps.T, np.full(n_nearest, 1e3)])
+        system = np.vstack([steps.T, np.full(len(steps), 1e3)])
         weights, _ = nnls(system, np.array([0.0, 0.0, 0.0, 1e3]))
         n_outside += bool(np.linalg.norm(weights @ steps) > HULL_SLACK)
     if n_outside:
@@ -374,31 +396,36 @@ def _check_inside(source_pos, pos, n_nearest):
         )
 
 
-@jax.jit(static_argnums=3)
-def _interpolate(data, source_pos, pos, n_nearest):
+@jax.jit
+def _interpolate(data, source_pos, reach, pos):
     def at(place):
-        coefficients, nearest = _coefficients(source_pos, place, n_nearest)
-        return jnp.einsum("cnk,n->ck", data[:, nearest], coefficients)
+        return _interpolate_one(data, source_pos, reach, place)
 
-    if len(pos) == 1:
-        return at(pos[0])[:, None]
     return jnp.moveaxis(jax.lax.map(at, pos, batch_size=_BATCH), 0, 1)
 
 
-def _coefficients(source_pos, place, n_nearest):
+@jax.jit
+def _interpolate_one(data, source_pos, reach, place):
+    coefficients, nearest = _coefficients(source_pos, reach, place)
+    return jnp.einsum("cnk,n->ck", data[:, nearest], coefficients)
+
+
+def _coefficients(source_pos, reach, place):
     """Weight of each of the nearest sources in the value at one place."""
-    squared = jnp.sum((source_pos - place) ** 2, axis=1)
-    _, nearest = jax.lax.top_k(-jax.lax.stop_gradient(squared), n_nearest + 1)
-    scale = jnp.sqrt(squared[nearest[-1]])  # where a source enters, with weight zero
-    nearest = nearest[:-1]
-    x, y, z = u = ((source_pos[nearest] - place) / scale).T
-    r2 = jnp.sum(u**2, axis=0)
-    weights = jnp.maximum(1 - r2, 0) ** 2 / (r2 + SOFTENING)
+    dtype = source_pos.dtype
+    eps = np.finfo(dtype).eps
+    steps = source_pos - place
+    distance = jax.lax.stop_gradient(jnp.sum(steps**2, axis=1) / reach**2)
+    _, nearest = jax.lax.top_k(-distance, min(MOST_SOURCES, len(source_pos)))
+    steps, reach = steps[nearest], reach[nearest]
+    s2 = jnp.sum(steps**2, axis=1) / reach**2
+    weights = jnp.maximum(1 - s2, 0) ** 2 / (s2 + SOFTENING)
+    weights = weights / jnp.maximum(jnp.sum(weights), eps)
+    x, y, z = (steps / jnp.maximum(weights @ reach, eps)).T
     basis = jnp.stack([jnp.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, y * z, z * x])
-    eps = np.finfo(source_pos.dtype).eps
-    ridge = np.r_[0.0, np.full(3, eps**0.75), np.full(6, 1e-6)] * jnp.sum(weights)
+    ridge = np.r_[eps**2, np.full(3, eps**0.75), np.full(6, 1e-6)].astype(dtype)
     weighted = basis * weights
-    normal = weighted @ basis.T + jnp.diag(ridge.astype(weights.dtype))
     # a_1 = e_1' (B W B' + R)^-1 B W g
-    first = jnp.zeros(10, weights.dtype).at[0].set(1)
-    return jax.scipy.linalg.solve(normal, first, assume_a="pos") @ weighted, nearest
+    first = jnp.zeros(10, dtype).at[0].set(1)
+    solution = jax.scipy.linalg.solve(weighted @ basis.T + jnp.diag(ridge), first, assume_a="pos")
+    return solution @ weighted, nearest

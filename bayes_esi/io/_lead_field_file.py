@@ -9,7 +9,12 @@ from ..forward.lead_field import LeadField
 
 __all__ = ["lead_field_from_tree", "lead_field_to_tree"]
 
-_ARRAYS = tuple(f.name for f in dataclasses.fields(LeadField) if not f.metadata.get("static"))
+# What is not derived from the rest.
+_ARRAYS = tuple(
+    f.name
+    for f in dataclasses.fields(LeadField)
+    if not f.metadata.get("static") and f.name != "reach"
+)
 _TEXTS = tuple(f.name for f in dataclasses.fields(LeadField) if f.metadata.get("static"))
 
 # Dimensions of each array, for anyone who reads the file with xarray.
