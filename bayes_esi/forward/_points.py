@@ -10,12 +10,12 @@ import numpy as np
 from ..core.checks import check_array
 
 __all__ = [
+    "cast",
     "check_coils_outside",
     "check_points",
     "check_sources_within",
     "common_dtype",
     "is_known",
-    "on_host",
     "radius_of",
 ]
 
@@ -25,12 +25,12 @@ _LARGEST_HEAD = 1.0
 
 def is_known(*values):
     """Whether the values of these arrays are known now, so not traced."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+    return not any(isinstance(value, jax.core.Tracer) for value in values)
 
 
-def on_host(value):
-    """Return `value` as a NumPy array, or as it is if a transformation traces it."""
-    return np.asarray(value) if is_known(value) else value
+def cast(dtype, *values):
+    """Return arrays in the type in which a kernel computes, on the host unless traced."""
+    return [np.asarray(x, dtype) if is_known(x) else x.astype(dtype) for x in values]
 
 
 def check_points(name, value, *, allow_single=False, in_metres=True):
@@ -100,7 +100,8 @@ def check_coils_outside(coil_pos, radius, what):
 
 def radius_of(points):
     """Distance of points (..., 3) from the origin, on the host."""
-    return np.sqrt(np.sum(np.square(np.asarray(points, np.float64)), axis=-1))
+    points = np.asarray(points, np.float64)
+    return np.sqrt(np.einsum("...i,...i->...", points, points))
 
 
 def common_dtype(*arrays):

@@ -26,16 +26,19 @@ import numpy as np
 
 from ..core.checks import check_array, check_count
 from ._points import (
+    cast,
     check_points,
     check_sources_within,
     common_dtype,
     is_known,
-    on_host,
     radius_of,
 )
+from ._rows import map_rows
 from ._sphere_series import potential_lead_field
 
 __all__ = ["check_shells", "sphere_eeg", "sphere_meg"]
+
+_MU0_OVER_4PI = 1e-7  # T m / A
 
 # Depth up to which sources that are traced can be summed exactly, as a fraction of the
 # innermost radius: how many terms a source needs cannot depend on a value not known yet.
@@ -84,10 +87,8 @@ def sphere_meg(source_pos, coil_pos, coil_normal):
         closest = float(radius_of(coil_pos).min())
         check_sources_within(source_pos, closest, "the sphere that the closest coil touches")
     dtype = common_dtype(source_pos, coil_pos, coil_normal)
-    source_pos = jnp.asarray(source_pos, dtype)
-    lead_field = _field(
-        jnp.atleast_2d(source_pos), jnp.asarray(coil_pos, dtype), jnp.asarray(coil_normal, dtype)
-    )
+    source_pos, coil_pos, coil_normal = cast(dtype, source_pos, coil_pos, coil_normal)
+    lead_field = _field(source_pos.reshape(-1, 3), coil_pos, coil_normal)
     return lead_field[:, 0] if source_pos.ndim == 1 else lead_field
 
 
@@ -107,7 +108,7 @@ def sphere_eeg(source_pos, electrode_pos, *, radii, sigma_radial, sigma_tangenti
     n_terms : int, optional
         Legendre orders to sum. By default as many as the closest of the given pairs needs for
         ten digits; where positions are traced, as many as eccentricity 0.98 of the innermost
-        shell needs.
+        shell needs, and where conductivities are, as many as isotropic shells need.
 
     Returns
     -------
@@ -141,15 +142,14 @@ def sphere_eeg(source_pos, electrode_pos, *, radii, sigma_radial, sigma_tangenti
     on_surface = is_known(electrode_pos, radii) and _are_on_surface(electrode_pos, radii[-1])
     if n_terms is None:
         n_terms = _terms_needed(source_pos, electrode_pos, shells, on_surface, dtype)
-    arrays = [jnp.asarray(x, dtype) for x in (source_pos, electrode_pos, *shells)]
-    is_single = arrays[0].ndim == 1
+    source_pos, *others = cast(dtype, source_pos, electrode_pos, *shells)
     lead_field = potential_lead_field(
-        jnp.atleast_2d(arrays[0]),
-        *arrays[1:],
+        source_pos.reshape(-1, 3),
+        *others,
         n_terms=check_count("n_terms", n_terms),
         on_surface=on_surface,
     )
-    return lead_field[:, 0] if is_single else lead_field
+    return lead_field[:, 0] if source_pos.ndim == 1 else lead_field
 
 
 def check_shells(radii, sigma_radial, sigma_tangential):
@@ -162,8 +162,8 @@ def check_shells(radii, sigma_radial, sigma_tangential):
         conductivity is not positive.
     """
     names = ("radii", "sigma_radial", "sigma_tangential")
-    shells = tuple(on_host(x) for x in (radii, sigma_radial, sigma_tangential))
-    n_shells = np.size(shells[0]) if is_known(shells[0]) else shells[0].size
+    shells = (radii, sigma_radial, sigma_tangential)
+    n_shells = np.size(radii)
     for name, value in zip(names, shells, strict=True):
         if np.ndim(value) != 1 or np.shape(value)[0] != n_shells:
             raise ValueError(
@@ -193,24 +193,27 @@ def check_shells(radii, sigma_radial, sigma_tangential):
 
 @jax.jit
 def _field(source_pos, coil_pos, coil_normal):
-    """Sarvas' formula for all pairs, component by component with the sources last."""
-    source = source_pos.T[:, None, :]
-    coil = coil_pos.T[:, :, None]
-    normal = coil_normal.T[:, :, None]
-    radius2 = _dot(coil, coil)
-    radius = jnp.sqrt(radius2)
-    apart = [r - s for r, s in zip(coil, source, strict=True)]
-    distance2 = _dot(apart, apart)
-    distance = jnp.sqrt(distance2)
-    along = _dot(apart, coil)
-    F = distance * (radius * distance + along)
-    slope_coil = distance2 / radius + along / distance + 2 * (distance + radius)
-    slope_source = distance + 2 * radius + along / distance
-    slope = slope_coil * _dot(coil, normal) - slope_source * _dot(source, normal)
-    first = 1e-7 / F  # mu0 / (4 pi)
-    second = first * slope / F
-    w = [first * n - second * r for n, r in zip(normal, coil, strict=True)]
-    return jnp.stack(_cross(source, w), axis=-1)
+    """Sarvas' formula, one coil after another, component by component over all sources."""
+    source = source_pos.T
+
+    def one_coil(coil, normal):
+        radius = jnp.sqrt(_dot(coil, coil))
+        apart = [r - s for r, s in zip(coil, source, strict=True)]
+        distance2 = _dot(apart, apart)
+        distance = jnp.sqrt(distance2)
+        along = _dot(apart, coil)
+        rest = radius * distance + along  # F without its factor a
+        inverse = 1 / (distance * rest)  # the only division: 1/F, and 1/a times 1/rest
+        cosine = along * rest * inverse
+        slope_coil = distance2 * (1 / radius) + cosine + 2 * (distance + radius)
+        slope_source = distance + 2 * radius + cosine
+        slope = slope_coil * _dot(coil, normal) - slope_source * _dot(source, normal)
+        first = _MU0_OVER_4PI * inverse
+        second = first * slope * inverse
+        w = [first * n - second * r for n, r in zip(normal, coil, strict=True)]
+        return jnp.stack(_cross(source, w), axis=-1)
+
+    return map_rows(one_coil, (coil_pos, coil_normal), source_pos.shape[0])
 
 
 def _dot(left, right):
@@ -253,10 +256,13 @@ def _terms_needed(source_pos, electrode_pos, shells, on_surface, dtype):
     mirror images remain, whose radii are those reflected at the interfaces.
     The scale is coarse so that few different numbers, hence few compilations, occur.
     """
-    if not is_known(*shells):
-        raise ValueError("n_terms must be given where radii or conductivities are traced.")
-    radii, sigma_radial, sigma_tangential = (np.asarray(x, np.float64) for x in shells)
-    stretch = np.sqrt(sigma_tangential / sigma_radial)
+    radii, *conductivities = shells
+    if not is_known(radii):
+        raise ValueError("n_terms must be given where radii are traced.")
+    radii = np.asarray(radii, np.float64)
+    stretch = np.ones(radii.size)  # conductivities that are traced count as isotropic
+    if is_known(*conductivities):
+        stretch = np.sqrt(np.divide(conductivities[1], conductivities[0], dtype=np.float64))
     edges = np.concatenate([[1e-300], radii])
     depths = np.concatenate([np.cumsum((stretch * np.diff(np.log(edges)))[::-1])[::-1], [0.0]])
 
