@@ -8,7 +8,7 @@ from scipy import sparse
 from ..core.checks import check_array
 from ..sources.adjacency import radius_adjacency, source_spacing
 
-__all__ = ["CORTICAL_THICKNESS", "Sources", "lead_field_of", "sources_of"]
+__all__ = ["CORTICAL_THICKNESS", "Sources", "lead_field_of", "mesh_triangles", "sources_of"]
 
 # Mean thickness of the human cortex in m (Fischl and Dale 2000, doi:10.1073/pnas.200033797): turns
 # the area that a source of a surface stands for into a volume.
@@ -189,14 +189,32 @@ def _adjacency(block, pos):
     return radius_adjacency(pos)
 
 
-def _mesh_edges(block):
-    """Edges between the used vertices of a surface, or None if some vertex would have none."""
+def mesh_triangles(block):
+    """Triangles of the decimated mesh of a surface as numbers of sources, -1 for unused vertices.
+
+    Parameters
+    ----------
+    block : dict
+        Part of an `mne.SourceSpaces`.
+
+    Returns
+    -------
+    (n_triangles, 3) int array
+        Empty if the mesh is not known.
+    """
     triangles = _used_triangles(block)
     if triangles is None:
-        return None
+        return np.zeros((0, 3), int)
     number = np.full(int(block["np"]), -1)
     number[block["vertno"]] = np.arange(len(block["vertno"]))
-    corners = number[triangles]
+    return number[triangles]
+
+
+def _mesh_edges(block):
+    """Edges between the used vertices of a surface, or None if some vertex would have none."""
+    corners = mesh_triangles(block)
+    if not len(corners):
+        return None
     pairs = np.concatenate([corners[:, [0, 1]], corners[:, [1, 2]], corners[:, [2, 0]]])
     pairs = pairs[np.all(pairs >= 0, axis=1)]
     n_sources = len(block["vertno"])

@@ -4,12 +4,16 @@ from pathlib import Path
 
 from ..core.drive import write_atomically
 
-__all__ = ["FORMAT", "read", "write"]
+__all__ = ["FORMATS", "kind_of", "read", "write"]
 
-FORMAT = "bayes_esi posterior 1"
+# What a file can hold, and the mark by which it says so.
+FORMATS = {
+    "posterior": "bayes_esi posterior 1",
+    "lead_field": "bayes_esi lead field 1",
+}
 
 
-def write(tree, path):
+def write(tree, path, kind="posterior"):
     """Write a DataTree; an interruption leaves the old file or none.
 
     Parameters
@@ -17,6 +21,8 @@ def write(tree, path):
     tree : xarray.DataTree
     path : path-like
         Ending in ``.nc``.
+    kind : str
+        A key of `FORMATS`.
 
     Raises
     ------
@@ -27,33 +33,49 @@ def write(tree, path):
     if not path.parent.is_dir():
         raise ValueError(f"path {path} lies in a folder that does not exist; create it first.")
     tree = tree.copy()
-    tree.attrs["format"] = FORMAT
+    tree.attrs["format"] = FORMATS[kind]
     with write_atomically(path) as name:
         tree.to_netcdf(name, engine="h5netcdf")
 
 
-def read(path):
+def read(path, kind="posterior"):
     """Read a DataTree that `write` wrote, into memory.
+
+    Parameters
+    ----------
+    path : path-like
+    kind : str or None
+        What the file must hold, a key of `FORMATS`; None takes any of them.
+
+    Returns
+    -------
+    xarray.DataTree
 
     Raises
     ------
     ValueError
-        If the file is missing, damaged, or was not written by this package.
+        If the file is missing, damaged, was not written by this package, or holds another kind.
     """
     import xarray as xr
 
     path = Path(path)
+    wanted = list(FORMATS.values()) if kind is None else [FORMATS[kind]]
     if not path.is_file():
         raise ValueError(f"path {path} is not a file.")
     try:
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             written_as = tree.attrs.get("format")
-            loaded = tree.load() if written_as == FORMAT else None
+            loaded = tree.load() if written_as in wanted else None
     except Exception as error:  # h5py raises many kinds for damaged files
         raise ValueError(f"{path} cannot be read as NetCDF; it may be damaged.") from error
     if loaded is None:
         raise ValueError(
             f"{path} was not written by this version of bayes_esi (its format is "
-            f"{written_as!r}, expected {FORMAT!r})."
+            f"{written_as!r}, expected {' or '.join(repr(mark) for mark in wanted)})."
         )
     return loaded
+
+
+def kind_of(tree):
+    """Key of `FORMATS` of a tree that `read` gave."""
+    return next(kind for kind, mark in FORMATS.items() if mark == tree.attrs["format"])
