@@ -133,10 +133,10 @@ def info_of(head, montage="biosemi64", *, meg=None, sfreq=1000.0):
 
     Notes
     -----
-    Names of the 10-05 system (any case) go to their measured places on fsaverage, whatever idealised
-    positions the montage gives them: those are 5 mm off the skin, up to 23 mm at Fpz. Montages
-    in the coordinates of fsaverage keep their positions. Others are fitted by their landmarks, which
-    is good to about a centimetre. All are then projected on the skin.
+    Names of the 10-05 system (any case) go to their measured places on fsaverage, whatever
+    idealised positions the montage gives them: those are 5 mm off the skin, up to 23 mm at Fpz.
+    Montages in the coordinates of fsaverage keep their positions. Others are fitted by their
+    landmarks, which is good to about a centimetre. All are then projected on the skin.
     """
     import mne
 
@@ -236,8 +236,8 @@ def _electrodes(head, montage):
     unknown = [name for name in names if name.casefold() not in known]
     if unknown or not names:
         raise ValueError(
-            f"montage must name electrodes of the 10-05 system, got {', '.join(unknown) or 'none'}; "
-            "pass a montage with positions instead."
+            f"montage must name electrodes of the 10-05 system, got {', '.join(unknown) or 'none'};"
+            " pass a montage with positions instead."
         )
     pos = head.place_montage([known[name.casefold()] for name in names])
     return dict(zip(names, pos, strict=True))
