@@ -20,3 +20,15 @@ def data_dir():
     if not (folder / "sample").is_dir():
         pytest.skip("the recordings are absent: set BAYES_ESI_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory):
+    """Build the average head once for all workers of a run, never from an older cache."""
+    from bayes_esi.io.template_files import template_head
+
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BAYES_ESI_CACHE", str(shared / "template"))
+        return template_head()
