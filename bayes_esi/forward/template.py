@@ -63,7 +63,7 @@ _INWARD = 0.1
 _UPPER = 0.25
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TemplateHead:
     """Surfaces, sources and landmarks of the average head, in head coordinates (m).
 
@@ -117,6 +117,10 @@ class TemplateHead:
         """Guard the arrays: a head is shared by all who ask for it."""
         for field in dataclasses.fields(self):
             getattr(self, field.name).setflags(write=False)
+
+    def __repr__(self):
+        sizes = ", ".join(str(len(pos)) for pos in self.surfaces(4)[0])
+        return f"<TemplateHead | {self.n_sources} sources | surfaces of {sizes} vertices>"
 
     @property
     def n_sources(self):
@@ -359,8 +363,8 @@ def place_helmet(head, coil_pos, *, gap=0.017):
     `gap` away from the skin; turn and shift minimise the root mean square distance of the coils.
     """
     coil_pos = np.unique(check_positions("coil_pos", coil_pos), axis=0)
-    # Points 3 mm apart stand for the skin: distances are right to a fraction of a mm.
-    grid = np.array([(i, j, 4 - i - j) for i in range(5) for j in range(5 - i)]) / 4
+    # Points 3 to 4 mm apart stand for the skin: distances are right to a fraction of a mm.
+    grid = np.array([(i, j, 3 - i - j) for i in range(4) for j in range(4 - i)]) / 3
     corners = head.skin_pos[head.skin_faces]
     skin = np.unique(np.einsum("gc,fcd->gfd", grid, corners).reshape(-1, 3), axis=0)
     columns, nearest = cKDTree(skin[:, :2]), cKDTree(skin)
