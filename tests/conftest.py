@@ -1,6 +1,7 @@
 """What all tests share: float64, shape checks by beartype, the folder of recordings."""
 
 import os
+import socket
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -20,3 +21,20 @@ def data_dir():
     if not (folder / "sample").is_dir():
         pytest.skip("the recordings are absent: set BAYES_ESI_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory):
+    """Build the average head once for all workers of a run, without network or older cache."""
+    from bayes_esi.io.template_files import template_head
+
+    def refuse(*args, **kwargs):
+        raise OSError("the average head needs no network")
+
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BAYES_ESI_CACHE", str(shared / "template"))
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        return template_head()
