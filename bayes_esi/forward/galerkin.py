@@ -83,15 +83,20 @@ def double_layer(surfaces, *, near=4.0):
     """
     offsets = np.cumsum([0] + [len(vertices) for vertices, _ in surfaces])
     matrix = np.empty((offsets[-1], offsets[-1]))
-    parts = [_parts(vertices, faces) for vertices, faces in surfaces]
+    parts = [_Parts(vertices, faces) for vertices, faces in surfaces]
+    areas = [vertex_areas(vertices, faces) for vertices, faces in surfaces]
     for k, outer in enumerate(parts):
         rows = slice(offsets[k], offsets[k + 1])
         for m, inner in enumerate(parts):
             block = _far(outer, inner)
             block += _near_correction(outer, inner, near, is_self=k == m)
+            # Seen from within, on and outside a closed surface.
+            turns = 4 if k > m else 2 if k == m else 0
+            missing = turns * np.pi * areas[k] - block.sum(axis=1)
             if k == m:
-                missing = 2 * np.pi * vertex_areas(*surfaces[k]) - block.sum(axis=1)
                 block[np.diag_indices_from(block)] += missing
+            else:
+                block += np.multiply.outer(missing, areas[m] / areas[m].sum())
             matrix[rows, offsets[m] : offsets[m + 1]] = block
     return matrix
 
@@ -121,10 +126,6 @@ class _Parts:
         self.corners = np.moveaxis(vertices[faces], 0, 2)  # corner, xyz, face
         self.centres = self.corners.mean(axis=0).T
         self.size = edge_lengths(vertices, faces).reshape(-1, 3).mean(axis=1)
-
-
-def _parts(vertices, faces):
-    return _Parts(vertices, faces)
 
 
 def _far(outer, inner):
@@ -173,7 +174,7 @@ def _far_kernel(points, weights, faces, inner_points, normal, inner_weights, inn
         corners = 0.5 * values + jnp.sum(values, axis=0) / 6  # = mix @ values
         columns = jnp.zeros((m, flat.shape[1]), values.dtype)
         columns = columns.at[inner_faces.reshape(-1)].add(corners.reshape(3 * n_inner, -1))
-        rows = columns.T.reshape(3, -1, m) * weight[:, None]
+        rows = columns.T.reshape(3, -1, m) * weight[None, :, None]
         rows = jnp.einsum("pc,pfm->cfm", mix, rows)
         return block.at[owner.reshape(-1)].add(rows.reshape(-1, m)), None
 
