@@ -14,26 +14,30 @@ and the correction W of the whole head, whose right side knows the source throug
     R_k = D_kK / 2 pi + M_K delta_kK
 
 This isolated-source approach keeps small what a skull that conducts badly makes inaccurate.
-Sensors see V linearly:
+Sensors see the potential through the integral equations themselves, in closed form for linear V:
 
-    electrode  V at its projection on S_1, less the mean of V over S_1
-    contact    s_K V(r) = v_inf + 1 / (4 pi) sum_k (s_k - s_k-1) int_S_k V dOmega, less that mean
+    electrode  s_1 W(r) = 2 s_K-1 / s_K v_inf + 1 / (2 pi) sum_k (s_k - s_k-1) int_S_k W dOmega
+    contact    s_K V(r) = v_inf + 1 / (4 pi) sum_k (s_k - s_k-1) int_S_k V dOmega
     coil       n.B(r) = n.B_0 + mu_0 / (4 pi) sum_k (s_k - s_k-1) n.int_S_k V n' x y / |y|^3 dS'
 
-(Geselowitz; y = r' - r), the surface integrals in closed form for linear V. So a lead field is
+(Geselowitz; y = r' - r), potentials less their mean over S_1. At electrodes this is one more
+iteration of the equation (Sloan): the integral smooths the error that linear interpolation
+between vertices has, and halves that of EEG. With E and E_0 the rows by which sensors see W and
+V_0, a lead field is
 
-    L = Z b + primary field ,     Z = 2 / s_K [ E_K - s_K-1 E A^-1 R ] (M - D / 2 pi)^-1
+    L = Z b + primary field ,     Z = 2 / s_K [ E_0 - s_K-1 E A^-1 R ] (M - D / 2 pi)^-1
 
-with the rows E of the sensors: only as many systems are solved as there are sensors, and after
-that a source costs its b and a product. A and M - D / 2 pi are singular for constants; a rank-one
-term makes them regular, and the rows E are such that it changes nothing.
+so that only as many systems are solved as there are sensors, and after that a source costs its b
+and a product. A and M - D / 2 pi are singular for constants; a rank-one term makes them regular,
+and the rows E are such that it changes nothing.
 
 Cost with n vertices in all: matrices O(n^2) (`galerkin.py`), one LU factorisation of 2/3 n^3 per
 set of conductivities, 2 n^2 per sensor; memory 16 n^2 bytes.
 
 References: Hämäläinen & Sarvas 1989, doi:10.1109/10.16463 (isolated source); Geselowitz 1970,
 doi:10.1109/TMAG.1970.1066765 (field); Mosher, Leahy, Lewis 1999, doi:10.1109/10.748978
-(Galerkin); Stenroos & Sarvas 2012, doi:10.1088/0031-9155/57/11/3517 (both combined).
+(Galerkin); Stenroos & Sarvas 2012, doi:10.1088/0031-9155/57/11/3517 (both combined); Sloan 1976,
+doi:10.1090/S0025-5718-1976-0474802-4 (iteration).
 """
 
 import dataclasses
@@ -47,7 +51,15 @@ from scipy.spatial import cKDTree
 from ..core.checks import check_array, check_positive
 from ..core.drive import fingerprint, write_atomically
 from ._points import check_points, is_known, on_host
-from .bem_adjoint import MU_0, Geometry, factorise, sensor_rows, solve, solve_derivatives
+from .bem_adjoint import (
+    Geometry,
+    Sensors,
+    factorise,
+    primary_gains,
+    sensor_rows,
+    solve,
+    solve_derivatives,
+)
 from .bem_transfer import BEMTransfer, lead_field
 from .galerkin import double_layer
 from .surfaces import check_nested, check_surface, edge_lengths, is_inside, nearest_points
@@ -56,6 +68,9 @@ __all__ = ["BEM"]
 
 # Electrodes further than this from the skin are not on this head.
 _ELECTRODE_REACH = 0.015  # m
+# Electrodes on an edge are moved into a triangle by this fraction of it (some 10 um), where the
+# solid angle of the surface is 2 pi.
+_OFF_EDGE = 1e-3
 # Sources nearer to the innermost surface than this fraction of its edges are told: single
 # sources may be wrong by some per cent there.
 _CLOSE = 0.5
@@ -229,8 +244,7 @@ class BEM:
         """
         sensors = self._check_sensors(electrode_pos, coil_pos, coil_normal, contact_pos)
         if mixing is not None:
-            n_sensors = sum(len(p) for p in (sensors[0], sensors[1], sensors[3]))
-            mixing = check_array("mixing", mixing, shape=("n_channels", n_sensors))
+            mixing = check_array("mixing", mixing, shape=("n_channels", sum(sensors.counts)))
         identity = fingerprint(sensors, mixing)
         if self._last[0] != identity:
             self._last = identity, self._solve(sensors, mixing)
@@ -267,18 +281,15 @@ class BEM:
         sensors = self._check_sensors(electrode_pos, coil_pos, coil_normal, contact_pos)
         source_pos = self._check_sources(source_pos)
         transfer = self.transfer(electrode_pos, coil_pos, coil_normal, contact_pos, mixing=mixing)
-        rows = sensor_rows(self._geometry, *sensors, mixing)
+        rows = sensor_rows(self._geometry, sensors, mixing)
         weights = solve_derivatives(self._geometry, self.conductivity, self._factorised(), rows)
-        flat = lead_field(transfer.with_rows(np.concatenate(weights)), source_pos, memory_limit)
-        derivative = flat.reshape(*weights.shape[:2], *flat.shape[1:])
-        # The primary potential at contacts is divided by the innermost conductivity.
-        primary = dataclasses.replace(
-            transfer,
-            weights=jnp.zeros_like(transfer.weights),
-            coil_gain=jnp.zeros_like(transfer.coil_gain),
-            contact_gain=-transfer.contact_gain / self.conductivity[-1],
-        )
-        return derivative.at[-1].add(lead_field(primary, source_pos, memory_limit))
+        gains = primary_gains(sensors, self.conductivity)[1]
+        dtype = transfer.weights.dtype
+        parts = [
+            dataclasses.replace(transfer, weights=jnp.asarray(w, dtype), gain=jnp.asarray(g, dtype))
+            for w, g in zip(weights, gains, strict=True)
+        ]
+        return jnp.stack([lead_field(part, source_pos, memory_limit) for part in parts])
 
     def save(self, path):
         """Write the head with its matrices to an `.npz` file without pickle.
@@ -342,7 +353,7 @@ class BEM:
         return source_pos
 
     def _check_sensors(self, electrode_pos, coil_pos, coil_normal, contact_pos):
-        """Arrays (n, 3) of electrodes, coils, their normals, contacts; empty where not given."""
+        """Check where sensors are and put electrodes on the skin."""
         given = dict(
             electrode_pos=electrode_pos,
             coil_pos=coil_pos,
@@ -366,8 +377,7 @@ class BEM:
                 f"coil_normal must have one row for each of the {len(coils)} rows of coil_pos, "
                 f"got shape {normals.shape}."
             )
-        if len(electrodes):
-            _check_electrodes(electrodes, self.surfaces[0])
+        electrodes, faces = _on_skin(electrodes, self.surfaces[0])
         n_inside = np.count_nonzero(is_inside(coils, *self.surfaces[0])) if len(coils) else 0
         if n_inside:
             raise ValueError(
@@ -380,25 +390,27 @@ class BEM:
                 f"contact_pos: {n_off} of {len(contacts)} contacts lie outside the innermost "
                 "surface, where alone `seeg` holds; leave them out."
             )
-        return electrodes, coils, normals, contacts
+        return Sensors(electrodes, coils, normals, contacts, faces)
 
     def _solve(self, sensors, mixing):
         """Transfer of checked sensors."""
-        rows = sensor_rows(self._geometry, *sensors, mixing)
+        rows = sensor_rows(self._geometry, sensors, mixing)
         weights, _ = solve(self._geometry, self.conductivity, self._factorised(), rows)
         dtype = self._geometry.meshes[-1].vertices.dtype
-        electrodes, coils, normals, contacts = sensors
-        if mixing is not None:
-            mixing = jnp.asarray(mixing[:, len(electrodes) :], dtype)
         return BEMTransfer(
-            mesh=self._geometry.meshes[-1],
-            weights=jnp.asarray(weights, dtype),
-            coil_pos=jnp.asarray(coils.T, dtype),
-            coil_normal=jnp.asarray(normals.T, dtype),
-            contact_pos=jnp.asarray(contacts.T, dtype),
-            coil_gain=jnp.asarray(MU_0 / (4 * np.pi), dtype),
-            contact_gain=jnp.asarray(1 / (4 * np.pi * self.conductivity[-1]), dtype),
-            mixing=mixing,
+            self._geometry.meshes[-1],
+            *(
+                None if array is None else jnp.asarray(array, dtype)
+                for array in (
+                    weights,
+                    sensors.electrodes.T,
+                    sensors.coils.T,
+                    sensors.normals.T,
+                    sensors.contacts.T,
+                    primary_gains(sensors, self.conductivity)[0],
+                    mixing,
+                )
+            ),
         )
 
     def _factorised(self):
@@ -416,15 +428,22 @@ def _check_conductivity(conductivity, n_surfaces):
     return values.astype(np.float64)
 
 
-def _check_electrodes(electrodes, surface):
-    distance = nearest_points(electrodes, *surface).distance
-    far = np.flatnonzero(distance > _ELECTRODE_REACH)
+def _on_skin(electrodes, surface):
+    """Projections of electrodes on the outermost surface, and the faces they lie in."""
+    if not len(electrodes):
+        return electrodes, np.zeros(0, np.int64)
+    found = nearest_points(electrodes, *surface)
+    far = np.flatnonzero(found.distance > _ELECTRODE_REACH)
     if far.size:
         raise ValueError(
             f"electrode_pos: {far.size} of {len(electrodes)} electrodes lie more than "
             f"{1e3 * _ELECTRODE_REACH:.0f} mm off the outermost surface, the first is {far[0]} "
-            f"with {1e3 * distance[far[0]]:.1f} mm; check their coordinate frame."
+            f"with {1e3 * found.distance[far[0]]:.1f} mm; check their coordinate frame."
         )
+    weights = np.maximum(found.barycentric, _OFF_EDGE)
+    weights /= weights.sum(axis=1, keepdims=True)
+    corners = surface[0][surface[1][found.face]]
+    return np.einsum("nc,ncd->nd", weights, corners), found.face
 
 
 def _check_sources_within(points, surface):

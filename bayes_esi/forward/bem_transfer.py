@@ -3,15 +3,12 @@
     L(r0) = Z b(r0) + primary(r0)
 
 with the rows Z of `bem_adjoint.py`, the source terms b of `source_terms.py`, and what reaches a
-sensor through an unbounded medium: nothing at electrodes (it is in the surface potential),
+sensor through an unbounded medium, with a from source to sensor and the gains of `primary_gains`,
 
-    coil     mu_0 / (4 pi) n.(q x a) / a^3          contact     q.a / (4 pi s a^3)
+    coil     gain n.(q x a) / a^3            electrode, contact     gain q.a / a^3
 
-with a from source to sensor and s the conductivity there. Everything is closed form, so that
-jit, vmap and derivatives in the source position pass through.
+Everything is closed form, so that jit, vmap and derivatives in the source position pass through.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -38,21 +35,21 @@ class BEMTransfer:
         The innermost surface.
     weights : (n_channels, n_vertices) array
         Z, in V or T per unit of the source terms.
-    coil_pos, coil_normal, contact_pos : (3, n) arrays
-        Sensors that the primary current reaches, components first, in m.
-    coil_gain, contact_gain : scalar arrays
-        mu_0 / (4 pi) and 1 / (4 pi s).
-    mixing : (n_channels, n_coils + n_contacts) array or None
-        Combines those sensors; None: they are the last channels.
+    electrode_pos, coil_pos, coil_normal, contact_pos : (3, n) arrays
+        Sensors in this order, components first, in m.
+    gain : (n_sensors,) array
+        Of the primary field.
+    mixing : (n_channels, n_sensors) array or None
+        Combines sensors into channels; None: they are the channels.
     """
 
     mesh: SurfaceMesh
     weights: Float[Array, "n_channels n_vertices"]
+    electrode_pos: Float[Array, "3 n_electrodes"]
     coil_pos: Float[Array, "3 n_coils"]
     coil_normal: Float[Array, "3 n_coils"]
     contact_pos: Float[Array, "3 n_contacts"]
-    coil_gain: Float[Array, ""]
-    contact_gain: Float[Array, ""]
+    gain: Float[Array, " n_sensors"]
     mixing: Float[Array, "n_channels n_sensors"] | None
 
     def __call__(self, source_pos, *, memory_limit=2**28):
@@ -76,18 +73,6 @@ class BEMTransfer:
         """Return the same transfer in another precision; single precision costs some 1e-5."""
         return jax.tree.map(
             lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, self
-        )
-
-    def with_rows(self, weights):
-        """Return a transfer with other rows and no primary field."""
-        nowhere = jnp.zeros((3, 0), self.weights.dtype)
-        return dataclasses.replace(
-            self,
-            weights=jnp.asarray(weights, self.weights.dtype),
-            coil_pos=nowhere,
-            coil_normal=nowhere,
-            contact_pos=nowhere,
-            mixing=None,
         )
 
 
@@ -126,28 +111,28 @@ def _evaluate(point, transfer):
     rows = transfer.weights @ terms.reshape(terms.shape[0], -1)
     rows = rows.reshape(-1, *terms.shape[1:])
     primary = _primary(point, transfer)
-    n_primary = primary.shape[0]
-    if n_primary == 0:
-        return rows
     if transfer.mixing is not None:
-        mixed = transfer.mixing @ primary.reshape(n_primary, -1)
-        return rows + mixed.reshape(rows.shape)
-    return rows.at[rows.shape[0] - n_primary :].add(primary)
+        primary = transfer.mixing @ primary.reshape(primary.shape[0], -1)
+    return rows + primary.reshape(rows.shape)
 
 
 def _primary(point, transfer):
-    """What coils and contacts see in an unbounded medium, (n_coils + n_contacts, 3, ...)."""
+    """What sensors see in an unbounded medium, (n_sensors, 3, ...)."""
 
     def over_points(array):
         return array.reshape(*array.shape, *(1,) * (point.ndim - 1))
 
-    def seen_from(sensor_pos):
+    def potential(sensor_pos):
         apart = over_points(sensor_pos) - point[:, None]
         squared = dot(apart, apart)
-        return apart, 1 / (squared * jnp.sqrt(squared))
+        cube = 1 / (squared * jnp.sqrt(squared))
+        return apart, cube, jnp.stack([c * cube for c in apart], axis=1)
 
-    apart, cube = seen_from(transfer.coil_pos)
-    field = [transfer.coil_gain * cube * c for c in cross(apart, over_points(transfer.coil_normal))]
-    apart, cube = seen_from(transfer.contact_pos)
-    potential = [transfer.contact_gain * cube * c for c in apart]
-    return jnp.concatenate([jnp.stack(field, axis=1), jnp.stack(potential, axis=1)])
+    apart, cube, _ = potential(transfer.coil_pos)
+    field = [c * cube for c in cross(apart, over_points(transfer.coil_normal))]
+    parts = [
+        potential(transfer.electrode_pos)[2],
+        jnp.stack(field, axis=1),
+        potential(transfer.contact_pos)[2],
+    ]
+    return jnp.concatenate(parts) * over_points(transfer.gain)[:, None]

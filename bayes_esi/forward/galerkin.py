@@ -224,6 +224,7 @@ def _near_kernel(outer_corners, outer_area, inner_corners, shape, outer_face, in
     outer = outer_corners[:, :, outer_face]
     inner = inner_corners[:, :, inner_face]
     shape = Triangles(*(array[..., inner_face] for array in shape))
+    normal, area = shape.normal, shape.area
 
     def at_point(total, rule):
         weights, weight = rule
@@ -234,22 +235,23 @@ def _near_kernel(outer_corners, outer_area, inner_corners, shape, outer_face, in
             edge_integral(distance[e], distance[(e + 1) % 3], shape.edge_length[e])
             for e in range(3)
         ]
-        omega = solid_angle(relative, distance)
+        # Without the barriers logarithms and arc tangents would be computed for each result.
+        omega, edges = jax.lax.optimization_barrier((solid_angle(relative, distance), edges))
         angles = jnp.stack(corner_solid_angles(shape, relative, omega, edges)[0])
+        angles = jax.lax.optimization_barrier(angles)
         return total + (weight * weights)[:, None, None] * angles, None
 
     def far_point(total, weights):
         point = weights[0] * outer[0] + weights[1] * outer[1] + weights[2] * outer[2]
-        for other in _FAR_POINTS:
-            at = other[0] * inner[0] + other[1] * inner[1] + other[2] * inner[2]
-            value = _point_kernel(at, point, shape.normal) * shape.area / 9
-            total = (
-                total
-                - jnp.asarray(np.multiply.outer(other, 1.0), dtype)[None, :, None]
-                * value
-                * weights[:, None, None]
-            )
-        return total, None
+        values = jnp.stack(
+            [
+                _point_kernel(p[0] * inner[0] + p[1] * inner[1] + p[2] * inner[2], point, normal)
+                for p in _FAR_POINTS
+            ]
+        )
+        values = jax.lax.optimization_barrier(values * (area / 9))
+        corners = 0.5 * values + jnp.sum(values, axis=0, keepdims=True) / 6
+        return total - weights[:, None, None] * corners, None
 
     zero = jnp.zeros((3, 3, outer_face.shape[0]), dtype)
     rule = jnp.asarray(_NEAR_POINTS, dtype), jnp.asarray(_NEAR_WEIGHTS, dtype)

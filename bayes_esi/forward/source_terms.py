@@ -178,14 +178,16 @@ def source_terms(source_pos, mesh):
 
 
 @jax.jit
-def potential_terms(points, mesh):
-    """What the potential on a surface adds to potential and magnetic field at points off it.
+def potential_terms(points, mesh, own_face):
+    """What the potential on a surface adds to potential and magnetic field at points.
 
     Parameters
     ----------
     points : (3, n_points) array
         In m.
     mesh : SurfaceMesh
+    own_face : (n_points,) int array
+        The triangle in which a point of the surface lies, which it does not see; -1 for none.
 
     Returns
     -------
@@ -196,7 +198,9 @@ def potential_terms(points, mesh):
         around i; the edge terms of neighbours cancel.
     """
     angles, layers, _ = surface_integrals(points, mesh)
-    n_vertices = mesh.vertices.shape[1]
+    n_vertices, n_faces = mesh.vertices.shape[1], layers.shape[0]
+    is_own = jnp.arange(n_faces)[:, None] == own_face[None]
+    angles = jnp.where(jnp.tile(is_own, (3, 1)), 0, angles)
     corner = mesh.faces.reshape(-1)
     solid = jnp.zeros((n_vertices, points.shape[1]), angles.dtype).at[corner].add(angles)
     curl = jnp.stack([jnp.stack(cross(mesh.shape.normal, g), axis=1) for g in mesh.shape.gradient])
