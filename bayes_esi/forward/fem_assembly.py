@@ -35,7 +35,6 @@ import numpy as np
 from scipy.sparse import coo_array
 
 from ..core.checks import check_array
-from .mesh import check_metres
 
 __all__ = ["conductivity_tensors", "reference_gradients", "stiffness_matrix", "volume_current_rows"]
 
@@ -139,7 +138,7 @@ def _directions(mesh, where, centre, normals):
             "(3,) or normals (n_elements, 3)."
         )
     if normals is None:
-        centre = check_metres("centre", check_array("centre", centre, shape=(3,)))
+        centre = check_array("centre", centre, shape=(3,))
         along = mesh.centroids()[where] - centre
     else:
         along = check_array("normals", normals, shape=(mesh.n_elements, 3))[where]

@@ -23,9 +23,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from ..core.checks import check_array
+from .surfaces import check_positions
 
-__all__ = ["Mesh", "check_metres", "local_depth", "locate_points"]
+__all__ = ["Mesh", "local_depth", "locate_points"]
 
 # Faces of the two elements, corners in outward order, as rows of corner numbers. Face i of a
 # tetrahedron lies opposite corner i; face 2 a + s of a voxel is where xi_a = s.
@@ -37,9 +37,6 @@ _FACES = {
 }
 _FRAME = {4: [1, 2, 3], 8: [1, 2, 4]}  # the corners whose offsets from corner 0 are J's columns
 _BITS = np.array([[c & 1, c >> 1 & 1, c >> 2 & 1] for c in range(8)], dtype=float)
-
-# A head fits in a metre: a larger one is in millimetres.
-_LARGEST_HEAD = 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +65,7 @@ class Mesh:
     labels: np.ndarray
 
     def __post_init__(self):
-        nodes = check_metres("nodes", check_array("nodes", self.nodes, shape=(None, 3)))
+        nodes = check_positions("nodes", self.nodes)
         elements = _check_indices("elements", self.elements, len(nodes))
         if elements.ndim != 2 or elements.shape[1] not in _FACES:
             raise ValueError(
@@ -82,7 +79,7 @@ class Mesh:
                 f"element, got {labels.dtype} {labels.shape}."
             )
         for name, value in (
-            ("nodes", nodes.astype(np.float64)),
+            ("nodes", nodes),
             ("elements", elements),
             ("labels", labels.astype(np.int32)),
         ):
@@ -229,17 +226,6 @@ class Mesh:
             Coordinates xi in that element.
         """
         return locate_points(self.nodes, self.elements, points)
-
-
-def check_metres(name, points):
-    """Return `points`, refusing coordinates that look like millimetres."""
-    size = float(np.median(np.linalg.norm(points, axis=-1)))
-    if size > _LARGEST_HEAD:
-        raise ValueError(
-            f"{name} must be in metres: its points lie {size:.3g} m from the origin; "
-            "multiply millimetres by 1e-3."
-        )
-    return points
 
 
 def _check_indices(name, value, n_nodes):

@@ -21,7 +21,8 @@ import numpy as np
 from scipy.spatial import ConvexHull, Delaunay, cKDTree
 
 from ..core.checks import check_array, check_positive
-from .mesh import Mesh, check_metres
+from .mesh import Mesh
+from .surfaces import check_positions, edge_lengths, enclosed_volume
 
 __all__ = ["layered_mesh"]
 
@@ -63,8 +64,7 @@ def layered_mesh(surfaces, faces, *, spacing=None, centre=None, reference=None):
     surfaces, faces = _check_surfaces(surfaces, faces)
     innermost = surfaces[0]
     centre = innermost.mean(axis=0) if centre is None else check_array("centre", centre, shape=(3,))
-    edges = innermost[faces] - innermost[np.roll(faces, 1, axis=1)]
-    edge = float(np.linalg.norm(edges, axis=2).mean())
+    edge = float(edge_lengths(innermost, faces).mean())
     spacing = edge if spacing is None else check_positive("spacing", spacing)
     ray = innermost - centre
     if reference is None:
@@ -97,8 +97,7 @@ def layered_mesh(surfaces, faces, *, spacing=None, centre=None, reference=None):
 
 def _check_surfaces(surfaces, faces):
     surfaces = [
-        check_metres("surfaces", check_array("surfaces", vertices, shape=(None, 3)))
-        for vertices in surfaces
+        check_positions(f"surfaces[{i}]", vertices) for i, vertices in enumerate(surfaces)
     ]
     if not surfaces or any(s.shape != surfaces[0].shape for s in surfaces):
         raise ValueError(
@@ -110,10 +109,10 @@ def _check_surfaces(surfaces, faces):
         raise ValueError(f"faces must be integers of shape (n_faces, 3), got {faces.shape}.")
     if faces.min() < 0 or faces.max() >= len(surfaces[0]):
         raise ValueError(f"faces must index the {len(surfaces[0])} vertices of the surfaces.")
-    enclosed = [np.linalg.det(s[faces]).sum() / 6 for s in surfaces]
+    enclosed = [enclosed_volume(vertices, faces) for vertices in surfaces]
     if min(enclosed) <= 0:
         raise ValueError("faces must be ordered outward: flip them with faces[:, ::-1].")
-    return [surfaces[i].astype(np.float64) for i in np.argsort(enclosed)], faces
+    return [surfaces[i] for i in np.argsort(enclosed)], faces
 
 
 def _ball(reference, faces, spacing):
