@@ -30,7 +30,7 @@ __all__ = ["layered_mesh"]
 _CLEARANCE = 0.55
 
 
-def layered_mesh(surfaces, faces, *, spacing=None, centre=None, reference=None):
+def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, reference=None):
     """Mesh the space inside nested star-shaped surfaces that share their faces.
 
     Parameters
@@ -81,10 +81,10 @@ def layered_mesh(surfaces, faces, *, spacing=None, centre=None, reference=None):
     bottom, n_nodes = np.arange(n_vertices), n_vertices + len(core)
     for label, (low, high) in enumerate(zip(surfaces[:-1], surfaces[1:], strict=True), start=1):
         gap = float(np.linalg.norm(high - low, axis=1).mean())
-        n_layers = max(1, round(gap / spacing))
-        for layer in range(1, n_layers + 1):
+        count = max(1, round(gap / spacing)) if n_layers is None else n_layers[label - 1]
+        for layer in range(1, count + 1):
             top = n_nodes + np.arange(n_vertices)
-            nodes.append(low + (high - low) * (layer / n_layers))
+            nodes.append(low + (high - low) * (layer / count))
             prisms = _split_prisms(faces, bottom, top)
             elements.append(prisms)
             labels.append(np.full(len(prisms), label, np.int32))
