@@ -66,9 +66,9 @@ class SourceMesh:
     is_centre: Bool[Array, " n_nodes"]  # all elements of the node are in the compartment
     elements: Int[Array, "n_elements n_corners"]
     across: Int[Array, "n_elements n_faces"]  # element behind each face, -1 outside
+    stand_in: Int[Array, " n_elements"]  # nearest centre, for elements without one at a corner
     box_origin: Float[Array, " 3"]
     box_size: Float[Array, ""]
-    box_node: Int[Array, "nx ny nz"]
     box_element: Int[Array, "nx ny nz"]
 
 
@@ -118,8 +118,9 @@ def build_source_mesh(mesh, label):
     counts = np.ceil((high - low) / box_size).astype(int) + 1
     middles = low + box_size * (np.stack(np.indices(counts), axis=-1) + 0.5)
     centres = np.flatnonzero(is_centre)
-    _, nearest = cKDTree(pos[centres]).query(middles)
-    _, element = cKDTree(pos[elements].mean(axis=1)).query(middles)
+    centroids = pos[elements].mean(axis=1)
+    _, nearest = cKDTree(pos[centres]).query(centroids)
+    _, element = cKDTree(centroids).query(middles)
     source_mesh = SourceMesh(
         nodes=jnp.asarray(pos),
         links=jnp.asarray(links),
@@ -128,9 +129,9 @@ def build_source_mesh(mesh, label):
         is_centre=jnp.asarray(is_centre),
         elements=jnp.asarray(elements),
         across=jnp.asarray(across.astype(np.int32)),
+        stand_in=jnp.asarray(centres[nearest].astype(np.int32)),
         box_origin=jnp.asarray(low),
         box_size=jnp.asarray(box_size),
-        box_node=jnp.asarray(centres[nearest].astype(np.int32)),
         box_element=jnp.asarray(element.astype(np.int32)),
     )
     return source_mesh, nodes
@@ -167,12 +168,26 @@ def venant(source_mesh, pos: Float[Array, " 3"]):
 
     Returns
     -------
-    nodes : (width,) int
-        Nodes of the source mesh; padding repeats the first with zero load.
-    loads : (width, 3)
+    nodes : (n_loads,) int
+        Nodes of the source mesh, some of them twice.
+    loads : (n_loads, 3)
         b for moments along x, y, z, in 1/m: currents per A·m.
     """
-    centre = _nearest_centre(source_mesh, jax.lax.stop_gradient(pos))
+    element, xi = _containing_element(source_mesh, pos)
+    corners = source_mesh.elements[element]
+    share = jnp.where(source_mesh.is_centre[corners], _shape_functions(xi, corners.shape[0]), 0)
+    # Rounding may place a source on a face a little outside: no share is negative.
+    share = jnp.maximum(share, 0)
+    total = jnp.sum(share)
+    is_alone = jnp.arange(corners.shape[0]) == 0
+    centres = jnp.where((total <= 0) & is_alone, source_mesh.stand_in[element], corners)
+    share = jnp.where(total > 0, share / jnp.where(total > 0, total, 1), is_alone)
+    nodes, loads = jax.vmap(_monopoles, (None, 0, None))(source_mesh, centres, pos)
+    return nodes.ravel(), (share[:, None, None] * loads).reshape(-1, 3)
+
+
+def _monopoles(source_mesh, centre, pos):
+    """St Venant loads around one centre: nodes (width,) and loads (width, 3)."""
     nodes = source_mesh.links[centre]
     edge = source_mesh.edge[centre]
     d = (source_mesh.nodes[nodes] - pos) / edge
@@ -191,10 +206,9 @@ def partial_integration(source_mesh, pos: Float[Array, " 3"]):
 
     Parameters and returns as `venant`, with one row per corner.
     """
-    element, xi = _containing_element(source_mesh, jax.lax.stop_gradient(pos))
+    element, xi = _containing_element(source_mesh, pos)
     corners = source_mesh.elements[element]
-    inverse, origin = _inverse_map(source_mesh.nodes[corners])
-    xi = jnp.dot(inverse, pos - origin)
+    inverse, _ = _inverse_map(source_mesh.nodes[corners])
     return corners, reference_gradients(xi, corners.shape[0], jnp) @ inverse
 
 
@@ -216,59 +230,40 @@ def locate(source_mesh, source_pos: Float[Array, "n_sources 3"]):
     return jax.lax.map(one, source_pos, batch_size=256)
 
 
-def _box(source_mesh, table, pos):
-    index = jnp.floor((pos - source_mesh.box_origin) / source_mesh.box_size).astype(jnp.int32)
-    index = jnp.clip(index, 0, jnp.asarray(table.shape, jnp.int32) - 1)
-    return table[index[0], index[1], index[2]]
-
-
-def _nearest_centre(source_mesh, pos):
-    """Walk from the box's node to ever nearer neighbours."""
-
-    def distances(node):
-        near = source_mesh.links[node]
-        squared = jnp.sum((source_mesh.nodes[near] - pos) ** 2, axis=1)
-        return near, jnp.where(source_mesh.is_centre[near], squared, jnp.inf)
-
-    def advance(state):
-        step, node, _ = state
-        near, squared = distances(node)
-        best = jnp.argmin(squared)  # the node itself stands first and wins ties
-        return step + 1, near[best], best > 0
-
-    def is_walking(state):
-        return state[2] & (state[0] < _MAX_WALK)
-
-    start = _box(source_mesh, source_mesh.box_node, pos)
-    state = (jnp.asarray(0, jnp.int32), start, jnp.asarray(True))
-    return jax.lax.while_loop(is_walking, advance, state)[1]
-
-
 def _containing_element(source_mesh, pos):
     """Walk through the face that the place lies furthest behind; element and coordinates."""
     n_corners = source_mesh.elements.shape[1]
 
-    def coordinates(element):
+    def coordinates(element, pos):
         inverse, origin = _inverse_map(source_mesh.nodes[source_mesh.elements[element]])
-        return inverse @ (pos - origin)
+        return jnp.dot(inverse, pos - origin)
 
     def advance(state):
-        step, element, xi, _ = state
-        behind = _face_depths(xi, n_corners)
+        step, element, _ = state
+        behind = _face_depths(coordinates(element, fixed), n_corners)
         across = source_mesh.across[element]
         behind = jnp.where(across >= 0, behind, jnp.inf)
         face = jnp.argmin(behind)
         is_outside = behind[face] < 0
-        element = jnp.where(is_outside, across[face], element)
-        return step + 1, element, coordinates(element), is_outside
+        return step + 1, jnp.where(is_outside, across[face], element), is_outside
 
     def is_walking(state):
-        return state[3] & (state[0] < _MAX_WALK)
+        return state[2] & (state[0] < _MAX_WALK)
 
-    start = _box(source_mesh, source_mesh.box_element, pos)
-    state = (jnp.asarray(0, jnp.int32), start, coordinates(start), jnp.asarray(True))
-    _, element, xi, _ = jax.lax.while_loop(is_walking, advance, state)
-    return element, xi
+    fixed = jax.lax.stop_gradient(pos)  # which element it is has no derivative
+    box = jnp.floor((fixed - source_mesh.box_origin) / source_mesh.box_size).astype(jnp.int32)
+    box = jnp.clip(box, 0, jnp.asarray(source_mesh.box_element.shape, jnp.int32) - 1)
+    start = source_mesh.box_element[box[0], box[1], box[2]]
+    state = (jnp.asarray(0, jnp.int32), start, jnp.asarray(True))
+    _, element, _ = jax.lax.while_loop(is_walking, advance, state)
+    return element, coordinates(element, pos)
+
+
+def _shape_functions(xi, n_corners):
+    if n_corners == 4:
+        return jnp.concatenate([1 - jnp.sum(xi, keepdims=True), xi])
+    pairs = jnp.stack([1 - xi, xi])
+    return jnp.stack([pairs[c & 1, 0] * pairs[c >> 1 & 1, 1] * pairs[c >> 2, 2] for c in range(8)])
 
 
 def _face_depths(xi, n_corners):

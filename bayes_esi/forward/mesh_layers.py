@@ -28,6 +28,7 @@ __all__ = ["layered_mesh"]
 
 # Lattice points stay this many spacings away from the hull, so that no flat element arises.
 _CLEARANCE = 0.55
+_SMOOTHING = 0
 
 
 def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, reference=None):
@@ -138,11 +139,32 @@ def _ball(reference, faces, spacing):
         distance, _ = cKDTree(fine).query(coarse)
         coarse = coarse[distance > 0.9 * a]
     points = np.concatenate([reference, fine, coarse])
+    for _ in range(_SMOOTHING):
+        points = _smooth(points, Delaunay(points).simplices, len(reference))
     elements = Delaunay(points).simplices
     six_volumes = np.linalg.det(points[elements[:, 1:]] - points[elements[:, :1]])
     elements = np.where((six_volumes < 0)[:, None], elements[:, [0, 2, 1, 3]], elements)
     # Flat elements between hull facets are rounding: their facets are the same to 1e-12.
     return points, elements[np.abs(six_volumes) > 1e-10 * spacing**3]
+
+
+def _smooth(points, elements, n_fixed):
+    """Move each free point to the centre of gravity of the elements around it."""
+    corners = points[elements]
+    volumes = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1]))
+    centres = corners.mean(axis=1)
+    weight = np.bincount(elements.ravel(), np.repeat(volumes, 4), minlength=len(points))
+    moved = np.stack(
+        [
+            np.bincount(elements.ravel(), np.repeat(volumes * c, 4), minlength=len(points))
+            for c in centres.T
+        ],
+        axis=1,
+    )
+    free = slice(n_fixed, None)
+    points = points.copy()
+    points[free] = moved[free] / weight[free, None]
+    return points
 
 
 def _lattice(a):
