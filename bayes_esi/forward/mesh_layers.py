@@ -1,0 +1,222 @@
+"""Tetrahedra between nested surfaces that share their faces: no mesher needed.
+
+Spheres, and heads made by moving the vertices of an icosphere, are stacks of *prisms*: the
+triangle (a, b, c) of one surface and the same triangle of the next enclose one. A prism is cut
+into three tetrahedra along the diagonals from the lower of two vertex numbers at the bottom to
+the higher at the top; neighbours cut their common side alike, so the mesh conforms.
+
+The inside of the innermost surface is meshed in a reference ball, where that surface is the
+convex hull of points on the unit sphere: the Delaunay tetrahedra of these and of a
+body-centred cubic lattice (the lattice whose Delaunay tetrahedra are all alike and nearly
+regular) that is coarser in the middle, mapped to the head by x = centre + s X(direction) with X
+linear on every face.
+
+Cost O(n_nodes log n_nodes), about 4 s for 100,000 nodes.
+
+Reference: Dompierre, Labbé, Vallet, Camarero 1999, "How to subdivide pyramids, prisms and
+hexahedra into tetrahedra", 8th International Meshing Roundtable (the rule for diagonals).
+"""
+
+import numpy as np
+from scipy.spatial import ConvexHull, Delaunay, cKDTree
+
+from ..core.checks import check_array, check_positive
+from .mesh import Mesh
+from .surfaces import check_positions, edge_lengths, enclosed_volume
+
+__all__ = ["layered_mesh"]
+
+# Lattice points stay this many spacings away from the hull, so that no flat element arises.
+_CLEARANCE = 0.55
+_SMOOTHING = 0
+
+
+def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, reference=None):
+    """Mesh the space inside nested star-shaped surfaces that share their faces.
+
+    Parameters
+    ----------
+    surfaces : sequence of (n_vertices, 3) arrays
+        In m, in any order: the innermost encloses label 0, the shell around it is label 1, and
+        so on. Vertex i of one surface lies outside vertex i of the next smaller one.
+    faces : (n_faces, 3) int array
+        Triangles of every surface, normals outward.
+    spacing : float, optional
+        Wanted edge length in m; by default the mean edge of the innermost surface. Thick shells
+        are divided into layers of about this height. The middle of the innermost compartment
+        has edges twice as long.
+    centre : (3,) array, optional
+        A point that sees all of the innermost surface, in m; by default the mean of its vertices.
+    reference : (n_vertices, 3) array, optional
+        Points of the unit sphere with the given faces as their convex hull, such as the
+        icosphere that the surfaces were made from; by default the directions of the innermost
+        vertices from `centre`.
+
+    Returns
+    -------
+    Mesh
+
+    Raises
+    ------
+    ValueError
+        If surfaces cross, are not star-shaped around `centre`, or their directions have
+        another hull than `faces` (then give `reference`, or use `mesh_surfaces`).
+    """
+    surfaces, faces = _check_surfaces(surfaces, faces)
+    innermost = surfaces[0]
+    centre = innermost.mean(axis=0) if centre is None else check_array("centre", centre, shape=(3,))
+    edge = float(edge_lengths(innermost, faces).mean())
+    spacing = edge if spacing is None else check_positive("spacing", spacing)
+    ray = innermost - centre
+    if reference is None:
+        reference = ray / np.linalg.norm(ray, axis=1, keepdims=True)
+    reference = check_array("reference", reference, shape=innermost.shape)
+    radius = float(np.linalg.norm(ray, axis=1).mean())
+    points, inner = _ball(reference, faces, spacing / radius)
+    n_vertices = len(innermost)
+    core = centre + _lift(points[n_vertices:], reference, faces, ray)
+
+    # The vertices of the innermost surface are nodes 0 to n_vertices - 1, the core follows,
+    # then one layer of nodes after the other.
+    nodes, elements, labels = [innermost, core], [inner], [np.zeros(len(inner), np.int32)]
+    bottom, n_nodes = np.arange(n_vertices), n_vertices + len(core)
+    for label, (low, high) in enumerate(zip(surfaces[:-1], surfaces[1:], strict=True), start=1):
+        gap = float(np.linalg.norm(high - low, axis=1).mean())
+        count = max(1, round(gap / spacing)) if n_layers is None else n_layers[label - 1]
+        for layer in range(1, count + 1):
+            top = n_nodes + np.arange(n_vertices)
+            nodes.append(low + (high - low) * (layer / count))
+            prisms = _split_prisms(faces, bottom, top)
+            elements.append(prisms)
+            labels.append(np.full(len(prisms), label, np.int32))
+            bottom, n_nodes = top, n_nodes + n_vertices
+    nodes, elements = np.concatenate(nodes), np.concatenate(elements)
+    labels = np.concatenate(labels)
+    _check_volumes(nodes, elements, labels)
+    return Mesh(nodes, elements, labels)
+
+
+def _check_surfaces(surfaces, faces):
+    surfaces = [
+        check_positions(f"surfaces[{i}]", vertices) for i, vertices in enumerate(surfaces)
+    ]
+    if not surfaces or any(s.shape != surfaces[0].shape for s in surfaces):
+        raise ValueError(
+            "surfaces must be one or more vertex arrays of equal shape, got shapes "
+            f"{[s.shape for s in surfaces]}; surfaces with other faces need mesh_surfaces."
+        )
+    faces = np.asarray(faces)
+    if faces.ndim != 2 or faces.shape[1] != 3 or faces.dtype.kind not in "iu":
+        raise ValueError(f"faces must be integers of shape (n_faces, 3), got {faces.shape}.")
+    if faces.min() < 0 or faces.max() >= len(surfaces[0]):
+        raise ValueError(f"faces must index the {len(surfaces[0])} vertices of the surfaces.")
+    enclosed = [enclosed_volume(vertices, faces) for vertices in surfaces]
+    if min(enclosed) <= 0:
+        raise ValueError("faces must be ordered outward: flip them with faces[:, ::-1].")
+    return [surfaces[i] for i in np.argsort(enclosed)], faces
+
+
+def _ball(reference, faces, spacing):
+    """Points of the unit ball, the sphere's first, and tetrahedra between them."""
+    length = np.linalg.norm(reference, axis=1, keepdims=True)
+    reference = reference / length
+    hull = ConvexHull(reference).simplices
+    if {*map(tuple, np.sort(hull, axis=1))} != {*map(tuple, np.sort(faces, axis=1))}:
+        raise ValueError(
+            "faces are not the convex hull of the surfaces' directions from the centre: give "
+            "reference (the icosphere the surfaces were made from), or use mesh_surfaces."
+        )
+    # The BCC lattice of constant a has edges a and a sqrt(3)/2; their mean is 0.91 a.
+    a = spacing / 0.91
+    fine, coarse = _lattice(a), _lattice(2 * a)
+    depth = 1 - np.linalg.norm(fine, axis=1)
+    # Hull facets lie below the sphere by the sagitta of an edge.
+    switch = 1 - max(0.0, 1 - 8 * a)
+    fine = fine[(depth > _CLEARANCE * spacing + spacing**2 / 8) & (depth < switch)]
+    depth = 1 - np.linalg.norm(coarse, axis=1)
+    coarse = coarse[depth >= switch]
+    if len(coarse) and len(fine):
+        distance, _ = cKDTree(fine).query(coarse)
+        coarse = coarse[distance > 0.9 * a]
+    points = np.concatenate([reference, fine, coarse])
+    for _ in range(_SMOOTHING):
+        points = _smooth(points, Delaunay(points).simplices, len(reference))
+    elements = Delaunay(points).simplices
+    six_volumes = np.linalg.det(points[elements[:, 1:]] - points[elements[:, :1]])
+    elements = np.where((six_volumes < 0)[:, None], elements[:, [0, 2, 1, 3]], elements)
+    # Flat elements between hull facets are rounding: their facets are the same to 1e-12.
+    return points, elements[np.abs(six_volumes) > 1e-10 * spacing**3]
+
+
+def _smooth(points, elements, n_fixed):
+    """Move each free point to the centre of gravity of the elements around it."""
+    corners = points[elements]
+    volumes = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1]))
+    centres = corners.mean(axis=1)
+    weight = np.bincount(elements.ravel(), np.repeat(volumes, 4), minlength=len(points))
+    moved = np.stack(
+        [
+            np.bincount(elements.ravel(), np.repeat(volumes * c, 4), minlength=len(points))
+            for c in centres.T
+        ],
+        axis=1,
+    )
+    free = slice(n_fixed, None)
+    points = points.copy()
+    points[free] = moved[free] / weight[free, None]
+    return points
+
+
+def _lattice(a):
+    n = int(np.ceil(1 / a))
+    grid = a * np.stack(np.meshgrid(*[np.arange(-n, n + 1)] * 3, indexing="ij"), axis=-1)
+    grid = grid.reshape(-1, 3)
+    return np.concatenate([grid, grid + a / 2])
+
+
+def _lift(points, reference, faces, ray):
+    """Map points of the reference ball to offsets from the centre, face by face linear."""
+    if not len(points):
+        return np.zeros((0, 3))
+    corners = np.swapaxes(reference[faces], 1, 2)  # columns span the cone over a face
+    inverse = np.linalg.inv(corners)
+    tree = cKDTree(corners.mean(axis=2))
+    direction = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+    _, near = tree.query(direction, k=min(12, len(faces)))
+    weights = np.einsum("pkab,pb->pka", inverse[near], points)
+    best = np.argmax(weights.min(axis=2), axis=1)
+    rows = np.arange(len(points))
+    return np.einsum("pa,pax->px", weights[rows, best], ray[faces[near[rows, best]]])
+
+
+def _split_prisms(faces, bottom, top):
+    a, b, c = np.sort(faces, axis=1).T
+    cuts = [
+        [bottom[a], bottom[b], bottom[c], top[c]],
+        [bottom[a], bottom[b], top[c], top[b]],
+        [bottom[a], top[b], top[c], top[a]],
+    ]
+    elements = np.concatenate([np.stack(cut, axis=1) for cut in cuts])
+    # Sorting turned every other face over.
+    is_even = np.all(np.sort(faces, axis=1) == _rolled(faces), axis=1)
+    odd = np.tile(~is_even, 3)
+    elements[odd] = elements[odd][:, [1, 0, 2, 3]]
+    return elements
+
+
+def _rolled(faces):
+    """Faces turned so that the smallest vertex comes first."""
+    turn = np.argmin(faces, axis=1)
+    return faces[np.arange(len(faces))[:, None], (turn[:, None] + np.arange(3)) % 3]
+
+
+def _check_volumes(nodes, elements, labels):
+    volumes = np.linalg.det(nodes[elements[:, 1:]] - nodes[elements[:, :1]])
+    n_bad = np.bincount(labels, weights=volumes <= 0)
+    if n_bad.any():
+        label = int(np.argmax(n_bad > 0))
+        raise ValueError(
+            f"surfaces must be nested and star-shaped around the centre: {int(n_bad[label])} "
+            f"elements of compartment {label} are inside out; smooth the surfaces, move centre, "
+            "or use mesh_surfaces."
+        )
