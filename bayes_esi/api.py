@@ -11,7 +11,15 @@ from .inference import dipole_inference, registry
 from .models.problem import Problem
 from .posterior.dipoles import DipoleDraws, DipolePosterior
 
-__all__ = ["compare", "example_recording", "from_mne", "infer", "load", "methods"]
+__all__ = [
+    "compare",
+    "example_recording",
+    "from_mne",
+    "infer",
+    "load",
+    "methods",
+    "template_head",
+]
 
 
 def from_mne(evoked, forward, noise_cov, tmin=None, tmax=None):
@@ -26,6 +34,13 @@ def example_recording(seed=0):
     from .io.example import example_recording
 
     return example_recording(seed)
+
+
+def template_head():
+    """Average head with cortex, skulls and skin; see `bayes_esi.io.template_files`."""
+    from .io.template_files import template_head
+
+    return template_head()
 
 
 def methods(model):
@@ -141,7 +156,15 @@ def compare(posteriors):
 
 
 def load(path):
-    """Read a posterior that its `save` wrote.
+    """Read what the `save` of a posterior or of a lead field wrote.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    DipolePosterior or LeadField
 
     Raises
     ------
@@ -149,9 +172,15 @@ def load(path):
         If the file is missing, damaged, or was not written by this package.
     """
     from .io import netcdf
+
+    tree = netcdf.read(path, kind=None)
+    if netcdf.kind_of(tree) == "lead_field":
+        from .io._lead_field_file import lead_field_from_tree
+
+        return lead_field_from_tree(tree)
     from .posterior.archive import from_datatree
 
-    return from_datatree(netcdf.read(path))
+    return from_datatree(tree)
 
 
 def _difference_of_data(problem, other):
@@ -225,11 +254,69 @@ def _to_mne(posterior):
 
 
 def _plot(posterior, kind, **kwargs):
-    from .viz import dipoles
+    if kind in ("cortex", "glass_brain"):
+        from .viz import brain as drawings
 
-    return getattr(dipoles, f"plot_{kind}")(posterior, **kwargs)
+        kwargs["head"] = template_head()
+    else:
+        from .viz import dipoles as drawings
+    return getattr(drawings, f"plot_{kind}")(posterior, **kwargs)
 
 
-ports.connect(DipolePosterior, "save", _save)
-ports.connect(DipolePosterior, "to_mne", _to_mne)
-ports.connect(DipolePosterior, "plot", _plot)
+def _lead_field(model, info, source_pos, **options):
+    from .io.mne_forward import compute_forward
+
+    return compute_forward(model, info, source_pos, **options)
+
+
+def _bem_from_mne(kind, bem, conductivity, trans):
+    from .io.mne_forward import bem_surfaces_of
+
+    return kind(*bem_surfaces_of(bem, trans), conductivity)
+
+
+def _lead_field_to_mne(lead_field, **parts):
+    from .io.mne_forward import lead_field_to_mne
+
+    return lead_field_to_mne(lead_field, **parts)
+
+
+def _lead_field_from_mne(kind, forward):
+    del kind
+    from .io.mne_forward import lead_field_from_mne
+
+    return lead_field_from_mne(forward)
+
+
+def _save_lead_field(lead_field, path):
+    from .io.mne_forward import save_lead_field
+
+    save_lead_field(lead_field, path)
+
+
+def _info(head, *args, **kwargs):
+    from .io.template_files import info_of
+
+    return info_of(head, *args, **kwargs)
+
+
+def _source_space(head, order):
+    from .io.template_files import source_space_of
+
+    return source_space_of(head, order)
+
+
+for class_name, verbs in {
+    "DipolePosterior": {"save": _save, "to_mne": _to_mne, "plot": _plot},
+    "Sphere": {"lead_field": _lead_field},
+    "BEM": {"lead_field": _lead_field, "from_mne": _bem_from_mne},
+    "FEM": {"lead_field": _lead_field},
+    "LeadField": {
+        "save": _save_lead_field,
+        "to_mne": _lead_field_to_mne,
+        "from_mne": _lead_field_from_mne,
+    },
+    "TemplateHead": {"info": _info, "source_space": _source_space},
+}.items():
+    for verb, function in verbs.items():
+        ports.connect(class_name, verb, function)

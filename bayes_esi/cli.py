@@ -1,4 +1,4 @@
-"""The verbs of the package in a shell: ``bayes-esi demo``, ``localize``, ``info``.
+"""The verbs of the package in a shell: ``bayes-esi demo``, ``localize``, ``forward``, ``info``.
 
 Exit code 0 means that the result can be trusted; 2, with one line that says why, that it cannot
 or that there is none.
@@ -81,6 +81,22 @@ def _localize(options):
         **_sampling(options),
     )
     return _deliver(posterior, options.out)
+
+
+def _forward(options):
+    from .io.forward_files import forward_of_files, write_forward
+
+    lead_field, info, src = forward_of_files(
+        options.recording,
+        bem_path=options.bem,
+        trans_path=options.trans,
+        src_path=options.src,
+        spacing=options.spacing,
+        conductivity=options.conductivity,
+    )
+    write_forward(lead_field, info, src, options.out)
+    print(f"{lead_field!r}\nwritten to {options.out}")
+    return 0
 
 
 def _info(options):
@@ -177,6 +193,31 @@ def _parser():
     localize.add_argument("--moment-std", type=float, help="A·m; default: inferred")
     localize.add_argument("--noise-std", type=float, help="relative; default: inferred")
     _add_shared(localize, tmin=None, tmax=None)
+
+    forward = commands.add_parser(
+        "forward",
+        help="lead field of a recording's sensors",
+        description="Lead field of a recording's sensors, from the surfaces of a head (--bem) or, "
+        "without them, from the average head.",
+    )
+    forward.set_defaults(run=_forward)
+    forward.add_argument("recording", metavar="RECORDING.fif", help="raw, epochs or evoked")
+    forward.add_argument("--bem", metavar="BEM.fif", help="one or more nested surfaces")
+    forward.add_argument("--trans", metavar="TRANS.fif", help="between head and MRI; with --bem")
+    forward.add_argument("--src", metavar="SRC.fif", help="source space; default: a grid")
+    forward.add_argument(
+        "--spacing", type=float, help="of the grid, mm (default 7); of the average head: its cortex"
+    )
+    forward.add_argument(
+        "--conductivity",
+        type=float,
+        nargs="+",
+        metavar="S/m",
+        help="inside each surface, from the outermost in (default 0.33 0.0066 0.33)",
+    )
+    forward.add_argument(
+        "--out", required=True, metavar="OUT", help="-fwd.fif for MNE, or .nc for bayes_esi.load"
+    )
 
     info = commands.add_parser("info", help="versions, devices, models and methods")
     info.set_defaults(run=_info)

@@ -1,1 +1,34 @@
 """Floor 2: how sources reach the sensors."""
+
+from .bem import BEM
+from .equivalent_dipoles import EquivalentDipoles, fit_equivalent_dipoles
+from .fem import FEM
+from .lead_field import LeadField
+from .mesh import Mesh, hexahedra_from_volume
+from .mesh_layers import layered_mesh
+from .sensors import Sensors, average_reference, linked_reference
+from .sphere import sphere_eeg, sphere_meg
+from .sphere_model import Sphere
+from .template import TemplateHead
+from .unbounded import bipolar_reference, unbounded, white_matter_reference
+
+__all__ = [
+    "BEM",
+    "EquivalentDipoles",
+    "FEM",
+    "LeadField",
+    "Mesh",
+    "Sensors",
+    "Sphere",
+    "TemplateHead",
+    "average_reference",
+    "bipolar_reference",
+    "fit_equivalent_dipoles",
+    "hexahedra_from_volume",
+    "layered_mesh",
+    "linked_reference",
+    "sphere_eeg",
+    "sphere_meg",
+    "unbounded",
+    "white_matter_reference",
+]

@@ -97,9 +97,7 @@ def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, r
 
 
 def _check_surfaces(surfaces, faces):
-    surfaces = [
-        check_positions(f"surfaces[{i}]", vertices) for i, vertices in enumerate(surfaces)
-    ]
+    surfaces = [check_positions(f"surfaces[{i}]", vertices) for i, vertices in enumerate(surfaces)]
     if not surfaces or any(s.shape != surfaces[0].shape for s in surfaces):
         raise ValueError(
             "surfaces must be one or more vertex arrays of equal shape, got shapes "
