@@ -10,7 +10,6 @@ Reference: Kuhn 1955, doi:10.1002/nav.3800020109 (the assignment algorithm).
 """
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 __all__ = ["match"]
 
@@ -76,6 +75,8 @@ def match(places, active, weights, source_pos, score):
 
 
 def _assign(places, active, source_pos, reference):
+    from scipy.optimize import linear_sum_assignment  # a tenth of the time to import the package
+
     slots = np.full((len(places), len(reference)), -1)
     for i, (row, mask) in enumerate(zip(places, active, strict=True)):
         members = np.flatnonzero(mask)
