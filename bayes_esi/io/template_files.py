@@ -22,7 +22,7 @@ import numpy as np
 from ..core.checks import check_choice
 from ..core.drive import write_atomically
 from ..forward.surfaces import vertex_normals
-from ..forward.template import TemplateHead, build_template, place_helmet
+from ..forward.template import TemplateHead, build_template
 
 __all__ = [
     "MEG_SYSTEMS",
@@ -156,7 +156,7 @@ def info_of(head, montage="biosemi64", *, meg=None, sfreq=1000.0):
             channel[key] = coil[key]
     if meg is not None:
         coil_pos = np.array([coil["loc"][:3] for coil in coils])
-        info["dev_head_t"] = mne.Transform("meg", "head", place_helmet(head, coil_pos))
+        info["dev_head_t"] = mne.Transform("meg", "head", head.place_helmet(coil_pos))
     nasion, lpa, rpa = head.fiducials
     digitised = mne.channels.make_dig_montage(
         places, nasion=nasion, lpa=lpa, rpa=rpa, coord_frame="head"
