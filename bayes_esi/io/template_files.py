@@ -244,6 +244,8 @@ def _electrodes(head, montage):
 
 
 def _montage_places(head, positions):
+    if not positions["ch_pos"]:
+        raise ValueError("montage has no electrodes; add them with mne.channels.make_dig_montage.")
     names, pos = list(positions["ch_pos"]), np.array(list(positions["ch_pos"].values()))
     landmarks = [positions[key] for key in ("nasion", "lpa", "rpa")]
     has_landmarks = all(point is not None for point in landmarks)

@@ -255,7 +255,7 @@ def test_a_helmet_stops_at_the_gap(head):
     # The skin is sampled every 3 to 4 mm: less than 0.2 mm at a distance of 20 mm.
     gap = nearest_points(placed, head.skin_pos, head.skin_faces).distance.min()
     np.testing.assert_allclose(gap, 0.02, atol=2e-4)
-    with pytest.raises(ValueError, match="no coil is above the skin"):
+    with pytest.raises(ValueError, match="no coil comes down"):
         head.place_helmet(coils + [0.6, 0, 0])
     with pytest.raises(ValueError, match="gap must be positive"):
         head.place_helmet(coils, gap=0.0)
