@@ -282,7 +282,8 @@ def _known_places(head):
     places = {}
     for name in ("colin27_1005", "fsaverage_1005"):
         montage = mne.channels.make_standard_montage(name).get_positions()
-        places |= {key: head.from_mri(pos) for key, pos in montage["ch_pos"].items()}
+        pos = head.from_mri(list(montage["ch_pos"].values()))
+        places |= dict(zip(montage["ch_pos"], pos, strict=True))
     places |= {old: places[new] for old, new in _OLD_NAMES.items()}
     return {name.casefold(): pos for name, pos in places.items()}
 

@@ -5,7 +5,7 @@ import numpy as np
 from ..core.checks import check_array, check_choice
 from ..forward.surfaces import check_positions
 from .common import new_axes
-from .cortex import colour_scale, opacity
+from .cortex import colour_scale, draw_scale, opacity
 
 __all__ = ["plot_glass_brain"]
 
@@ -52,8 +52,7 @@ def plot_glass_brain(
     if ax is None:
         ax = new_axes(1, 1, (2.6 * (3 if views == "ortho" else len(views)) + 0.8, 2.6))[0]
     scale = colour_scale(values, vmax)
-    bar = ax.figure.colorbar(scale, ax=ax, shrink=0.7, pad=0.01)
-    bar.set_label(label)
+    draw_scale(ax, scale, label)
     # nilearn lays its projections over the place that the axes have at this moment.
     ax.figure.draw_without_rendering()
     display = plotting.plot_glass_brain(None, display_mode=views, axes=ax, annotate=False)
