@@ -83,15 +83,20 @@ def double_layer(surfaces, *, near=4.0):
     """
     offsets = np.cumsum([0] + [len(vertices) for vertices, _ in surfaces])
     matrix = np.empty((offsets[-1], offsets[-1]))
-    parts = [_parts(vertices, faces) for vertices, faces in surfaces]
+    parts = [_Parts(vertices, faces) for vertices, faces in surfaces]
+    areas = [vertex_areas(vertices, faces) for vertices, faces in surfaces]
     for k, outer in enumerate(parts):
         rows = slice(offsets[k], offsets[k + 1])
         for m, inner in enumerate(parts):
             block = _far(outer, inner)
             block += _near_correction(outer, inner, near, is_self=k == m)
+            # Seen from within, on and outside a closed surface.
+            turns = 4 if k > m else 2 if k == m else 0
+            missing = turns * np.pi * areas[k] - block.sum(axis=1)
             if k == m:
-                missing = 2 * np.pi * vertex_areas(*surfaces[k]) - block.sum(axis=1)
                 block[np.diag_indices_from(block)] += missing
+            else:
+                block += np.multiply.outer(missing, areas[m] / areas[m].sum())
             matrix[rows, offsets[m] : offsets[m + 1]] = block
     return matrix
 
@@ -121,10 +126,6 @@ class _Parts:
         self.corners = np.moveaxis(vertices[faces], 0, 2)  # corner, xyz, face
         self.centres = self.corners.mean(axis=0).T
         self.size = edge_lengths(vertices, faces).reshape(-1, 3).mean(axis=1)
-
-
-def _parts(vertices, faces):
-    return _Parts(vertices, faces)
 
 
 def _far(outer, inner):
@@ -173,7 +174,7 @@ def _far_kernel(points, weights, faces, inner_points, normal, inner_weights, inn
         corners = 0.5 * values + jnp.sum(values, axis=0) / 6  # = mix @ values
         columns = jnp.zeros((m, flat.shape[1]), values.dtype)
         columns = columns.at[inner_faces.reshape(-1)].add(corners.reshape(3 * n_inner, -1))
-        rows = columns.T.reshape(3, -1, m) * weight[:, None]
+        rows = columns.T.reshape(3, -1, m) * weight[None, :, None]
         rows = jnp.einsum("pc,pfm->cfm", mix, rows)
         return block.at[owner.reshape(-1)].add(rows.reshape(-1, m)), None
 
@@ -223,6 +224,7 @@ def _near_kernel(outer_corners, outer_area, inner_corners, shape, outer_face, in
     outer = outer_corners[:, :, outer_face]
     inner = inner_corners[:, :, inner_face]
     shape = Triangles(*(array[..., inner_face] for array in shape))
+    normal, area = shape.normal, shape.area
 
     def at_point(total, rule):
         weights, weight = rule
@@ -233,22 +235,23 @@ def _near_kernel(outer_corners, outer_area, inner_corners, shape, outer_face, in
             edge_integral(distance[e], distance[(e + 1) % 3], shape.edge_length[e])
             for e in range(3)
         ]
-        omega = solid_angle(relative, distance)
+        # Without the barriers logarithms and arc tangents would be computed for each result.
+        omega, edges = jax.lax.optimization_barrier((solid_angle(relative, distance), edges))
         angles = jnp.stack(corner_solid_angles(shape, relative, omega, edges)[0])
+        angles = jax.lax.optimization_barrier(angles)
         return total + (weight * weights)[:, None, None] * angles, None
 
     def far_point(total, weights):
         point = weights[0] * outer[0] + weights[1] * outer[1] + weights[2] * outer[2]
-        for other in _FAR_POINTS:
-            at = other[0] * inner[0] + other[1] * inner[1] + other[2] * inner[2]
-            value = _point_kernel(at, point, shape.normal) * shape.area / 9
-            total = (
-                total
-                - jnp.asarray(np.multiply.outer(other, 1.0), dtype)[None, :, None]
-                * value
-                * weights[:, None, None]
-            )
-        return total, None
+        values = jnp.stack(
+            [
+                _point_kernel(p[0] * inner[0] + p[1] * inner[1] + p[2] * inner[2], point, normal)
+                for p in _FAR_POINTS
+            ]
+        )
+        values = jax.lax.optimization_barrier(values * (area / 9))
+        corners = 0.5 * values + jnp.sum(values, axis=0, keepdims=True) / 6
+        return total - weights[:, None, None] * corners, None
 
     zero = jnp.zeros((3, 3, outer_face.shape[0]), dtype)
     rule = jnp.asarray(_NEAR_POINTS, dtype), jnp.asarray(_NEAR_WEIGHTS, dtype)

@@ -22,13 +22,12 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
-from ..core.checks import check_array
+from ._points import check_points
 from .triangle_integrals import norm, solid_angle
 
 __all__ = [
     "Projection",
     "check_nested",
-    "check_positions",
     "check_surface",
     "coarsen",
     "crossing_faces",
@@ -43,8 +42,6 @@ __all__ = [
     "winding_number",
 ]
 
-# A head fits into a metre around the origin of its coordinates; in mm it does not.
-_LARGEST_HEAD = 1.0  # m
 # Pairs of points and triangles handled at a time: some tens of MB of temporaries.
 _CHUNK_PAIRS = 200_000
 _POINT_CHUNK = 128
@@ -71,17 +68,6 @@ class Projection(NamedTuple):
     distance: np.ndarray
 
 
-def check_positions(name, value):
-    """Return positions (n, 3) in m as float64; refuse other shapes and what looks like mm."""
-    array = check_array(name, value, shape=("n", 3)).astype(np.float64)
-    if np.median(np.linalg.norm(array, axis=1)) > _LARGEST_HEAD:
-        raise ValueError(
-            f"{name} must be in m, but the median distance from the origin is "
-            f"{np.median(np.linalg.norm(array, axis=1)):.4g}: these look like mm; divide by 1000."
-        )
-    return array
-
-
 def check_surface(vertices, faces, name="surface"):
     """Return (vertices, faces) as float64 and int32 if they form a closed surface.
 
@@ -105,7 +91,7 @@ def check_surface(vertices, faces, name="surface"):
     -----
     Self-intersections are another matter: `crossing_faces`.
     """
-    vertices = check_positions(f"{name}: vertices", vertices)
+    vertices = check_points(f"{name}: vertices", vertices).astype(np.float64)
     faces = np.asarray(faces)
     if faces.ndim != 2 or faces.shape[1] != 3 or faces.dtype.kind not in "iu" or len(faces) < 4:
         raise ValueError(
@@ -226,7 +212,8 @@ def winding_number(points, vertices, faces):
         part = points[start : start + _POINT_CHUNK]
         # Chunks of one shape compile once.
         padded = np.resize(part, (_POINT_CHUNK, 3)).astype(dtype)
-        winding[start : start + len(part)] = _solid_angle_sum(padded.T, corners)[: len(part)]
+        total = np.asarray(_solid_angle_sum(padded.T, corners))
+        winding[start : start + len(part)] = total[: len(part)]
     return winding / (4 * np.pi)
 
 
