@@ -16,7 +16,8 @@ from scipy.optimize import minimize
 from scipy.spatial import cKDTree
 
 from ..core.checks import check_count, check_positive
-from .surfaces import check_positions, face_areas_and_normals, nearest_points
+from ._points import check_points
+from .surfaces import face_areas_and_normals, nearest_points
 
 __all__ = ["apply_trans", "even_sensors", "head_frame", "place_helmet", "place_montage"]
 
@@ -80,9 +81,9 @@ def place_montage(pos, skin_pos, skin_faces, fiducials=None):
     ValueError
         If positions look like mm or the landmarks lie on a line.
     """
-    pos = check_positions("pos", pos)
+    pos = check_points("pos", pos)
     if fiducials is not None:
-        frame = head_frame(check_positions("fiducials", fiducials))
+        frame = head_frame(check_points("fiducials", fiducials))
         pos = apply_trans(frame, pos)
         pos = _project_rays(_centre(skin_pos), pos - _centre(pos), skin_pos, skin_faces)
     near = nearest_points(pos, skin_pos, skin_faces)
@@ -159,7 +160,7 @@ def place_helmet(coil_pos, skin_pos, skin_faces, *, gap=0.017):
     `gap` away from the skin; turn and shift minimise the root mean square distance of the coils.
     """
     gap = check_positive("gap", gap)
-    coil_pos = np.unique(check_positions("coil_pos", coil_pos), axis=0)
+    coil_pos = np.unique(check_points("coil_pos", coil_pos), axis=0)
     # Points 3 to 4 mm apart stand for the skin: distances are right to a fraction of a mm.
     grid = np.array([(i, j, 3 - i - j) for i in range(4) for j in range(4 - i)]) / 3
     skin = np.einsum("gc,fcd->gfd", grid, skin_pos[skin_faces]).reshape(-1, 3)

@@ -232,7 +232,7 @@ def test_even_sensors(head, distance):
 
 def test_bad_montages(head):
     pos = head.skin_pos[:5]
-    with pytest.raises(ValueError, match="mm"):
+    with pytest.raises(ValueError, match="millimetres"):
         head.place_montage(1e3 * pos)
     with pytest.raises(ValueError, match="on a line"):
         head.place_montage(pos, np.array([[0, 0, 0], [0.1, 0, 0], [0.2, 0, 0]]))
