@@ -1,4 +1,4 @@
-"""An average head: skin, skull and cortex of one subject-free brain, in head coordinates.
+"""An average head: skin, skull and cortex, their landmarks and sources, in head coordinates.
 
 The ingredients are surfaces of FreeSurfer's `fsaverage` (an average of 40 brains in MNI305 space)
 as arrays; `bayes_esi.io.template_files` reads them from installed packages. What is derived here:
@@ -42,7 +42,7 @@ __all__ = ["TemplateHead", "build_template"]
 SKULL_SHARE = 0.48  # of the way from the inner skull to the skin
 SKULL_THICKNESS = (4.5e-3, 7.5e-3)  # m
 LEAST_DEPTH = 2e-3  # m from the cortex to the inner skull
-_NORMAL_STEPS = 50  # smooths normals over about 7 edges: the base unfolds, the vault stays
+_NORMAL_STEPS = 50  # smooths normals over about 5 edges: the base unfolds, the vault stays
 _THICKNESS_STEPS = 10
 _UNTANGLE_STEPS = 50
 
@@ -285,10 +285,10 @@ def build_template(*, skin, inner_skull, white, pial, inflated, sulcal_depth, fi
     outer_pos = _outer_skull(inner_pos, skull_faces, skin)
     head = TemplateHead(
         skin_pos=apply_trans(to_head, skin[0]),
-        skin_faces=np.asarray(skin[1], np.int32),
+        skin_faces=np.array(skin[1], np.int32),
         outer_skull_pos=apply_trans(to_head, outer_pos),
         inner_skull_pos=apply_trans(to_head, inner_pos),
-        skull_faces=np.asarray(skull_faces, np.int32),
+        skull_faces=np.array(skull_faces, np.int32),
         white=white,
         pial=pial,
         inflated=inflated,
