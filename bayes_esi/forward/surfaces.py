@@ -212,7 +212,8 @@ def winding_number(points, vertices, faces):
         part = points[start : start + _POINT_CHUNK]
         # Chunks of one shape compile once.
         padded = np.resize(part, (_POINT_CHUNK, 3)).astype(dtype)
-        winding[start : start + len(part)] = _solid_angle_sum(padded.T, corners)[: len(part)]
+        total = np.asarray(_solid_angle_sum(padded.T, corners))
+        winding[start : start + len(part)] = total[: len(part)]
     return winding / (4 * np.pi)
 
 

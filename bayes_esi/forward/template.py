@@ -1,4 +1,4 @@
-"""An average head: skin, skull and cortex of one subject-free brain, in head coordinates.
+"""An average head: skin, skull and cortex, their landmarks and sources, in head coordinates.
 
 The ingredients are surfaces of FreeSurfer's `fsaverage` (an average of 40 brains in MNI305 space)
 as arrays; `bayes_esi.io.template_files` reads them from installed packages. What is derived here:
@@ -23,13 +23,12 @@ import dataclasses
 
 import numpy as np
 from scipy import sparse
-from scipy.optimize import minimize
-from scipy.spatial import cKDTree
 
 from ..core.checks import check_choice
+from . import placement
+from .placement import apply_trans, head_frame
 from .surfaces import (
     check_nested,
-    check_positions,
     coarsen,
     crossing_faces,
     face_areas_and_normals,
@@ -38,12 +37,12 @@ from .surfaces import (
     vertex_normals,
 )
 
-__all__ = ["TemplateHead", "build_template", "place_helmet"]
+__all__ = ["TemplateHead", "build_template"]
 
 SKULL_SHARE = 0.48  # of the way from the inner skull to the skin
 SKULL_THICKNESS = (4.5e-3, 7.5e-3)  # m
 LEAST_DEPTH = 2e-3  # m from the cortex to the inner skull
-_NORMAL_STEPS = 50  # smooths normals over about 7 edges: the base unfolds, the vault stays
+_NORMAL_STEPS = 50  # smooths normals over about 5 edges: the base unfolds, the vault stays
 _THICKNESS_STEPS = 10
 _UNTANGLE_STEPS = 50
 
@@ -56,11 +55,6 @@ _MNI152_FROM_MNI305 = np.array(
         [0.0, 0.0, 0.0, 1.0],
     ]
 )
-# Weight of the centre that an electrode keeps off the edges of its triangle: potentials of
-# linear elements are least accurate at vertices.
-_INWARD = 0.1
-# The part of a head, from the preauricular points to the top, that is much like a sphere.
-_UPPER = 0.25
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -199,11 +193,11 @@ class TemplateHead:
 
     def to_mri(self, pos):
         """Take head coordinates (..., 3) to MRI coordinates (surface RAS of fsaverage), in m."""
-        return _apply(self.head_mri_trans, pos)
+        return apply_trans(self.head_mri_trans, pos)
 
     def from_mri(self, pos):
         """Take MRI coordinates (..., 3) to head coordinates, in m."""
-        return _apply(np.linalg.inv(self.head_mri_trans), pos)
+        return apply_trans(np.linalg.inv(self.head_mri_trans), pos)
 
     def to_mni(self, pos, *, space="MNI152"):
         """Take head coordinates to coordinates of the Montreal Neurological Institute.
@@ -221,11 +215,11 @@ class TemplateHead:
         (..., 3) array
             In m; multiply by 1,000 for the usual mm.
         """
-        return _apply(self._mni_trans(space), pos)
+        return apply_trans(self._mni_trans(space), pos)
 
     def from_mni(self, pos, *, space="MNI152"):
         """Undo `to_mni`: MNI coordinates (..., 3) in m to head coordinates in m."""
-        return _apply(np.linalg.inv(self._mni_trans(space)), pos)
+        return apply_trans(np.linalg.inv(self._mni_trans(space)), pos)
 
     def _mni_trans(self, space):
         check_choice("space", space, ("MNI152", "MNI305"))
@@ -236,49 +230,16 @@ class TemplateHead:
         return metres @ self.head_mri_trans
 
     def place_montage(self, pos, fiducials=None):
-        """Put electrodes on the skin.
+        """Put electrodes on the skin, (n_electrodes, 3) in m: `placement.place_montage`."""
+        return placement.place_montage(pos, self.skin_pos, self.skin_faces, fiducials)
 
-        Parameters
-        ----------
-        pos : (n_electrodes, 3) array
-            In m. In head coordinates of this head if `fiducials` is None: each electrode goes to
-            the nearest point of the skin. Otherwise in any frame.
-        fiducials : (3, 3) array, optional
-            Nasion, left and right preauricular point in the frame of `pos`. The montage is turned
-            to these landmarks and seen from the centre of its upper half; on this head, electrodes
-            lie in the same directions from the centre. Good to about a centimetre.
+    def place_helmet(self, coil_pos, *, gap=0.017):
+        """Put a helmet on the head, a transform (4, 4) from device: `placement.place_helmet`."""
+        return placement.place_helmet(coil_pos, self.skin_pos, self.skin_faces, gap=gap)
 
-        Returns
-        -------
-        (n_electrodes, 3) array
-            On the skin, inside triangles, in m in head coordinates.
-
-        Raises
-        ------
-        ValueError
-            If positions look like mm or the landmarks lie on a line.
-        """
-        pos = check_positions("pos", pos)
-        if fiducials is not None:
-            pos = self._fit_montage(pos, check_positions("fiducials", fiducials))
-        near = nearest_points(pos, self.skin_pos, self.skin_faces)
-        weights = (1 - _INWARD) * near.barycentric + _INWARD / 3
-        return np.einsum("nc,ncd->nd", weights, self.skin_pos[self.skin_faces[near.face]])
-
-    def _fit_montage(self, pos, fiducials):
-        """Take a montage of another head to this one: the same directions from the centre."""
-        pos = _apply(_head_frame(fiducials), pos)
-        return self._project_rays(_head_centre(self.skin_pos), pos - _head_centre(pos))
-
-    def _project_rays(self, centre, directions):
-        """Outermost crossings (n, 3) of rays from a point with the skin."""
-        # A ray hits the triangle whose corners, seen from the centre, combine to its direction
-        # with weights that are not negative; one over their sum is the length of the ray.
-        cones = np.linalg.inv(np.swapaxes(self.skin_pos[self.skin_faces] - centre, 1, 2))
-        weights = np.einsum("fij,nj->nfi", cones, directions)
-        hits = np.all(weights >= -1e-12, axis=2)
-        reach = np.max(np.where(hits, 1 / np.abs(weights.sum(axis=2)), 0.0), axis=1)
-        return centre + reach[:, None] * directions
+    def even_sensors(self, n_sensors, *, distance=0.0):
+        """Spread sensors over the upper head, places and normals: `placement.even_sensors`."""
+        return placement.even_sensors(n_sensors, self.skin_pos, self.skin_faces, distance=distance)
 
 
 def build_template(*, skin, inner_skull, white, pial, inflated, sulcal_depth, fiducials, trans):
@@ -318,117 +279,27 @@ def build_template(*, skin, inner_skull, white, pial, inflated, sulcal_depth, fi
         np.concatenate([part[0] for part in pair]).astype(np.float64)
         for pair in (white, pial, inflated)
     )
-    white, pial = _apply(to_head, white), _apply(to_head, pial)
+    white, pial = apply_trans(to_head, white), apply_trans(to_head, pial)
     inner_pos, skull_faces = coarsen(*inner_skull)
     inner_pos = _untangle(inner_pos, skull_faces)
     outer_pos = _outer_skull(inner_pos, skull_faces, skin)
     head = TemplateHead(
-        skin_pos=_apply(to_head, skin[0]),
-        skin_faces=np.asarray(skin[1], np.int32),
-        outer_skull_pos=_apply(to_head, outer_pos),
-        inner_skull_pos=_apply(to_head, inner_pos),
-        skull_faces=np.asarray(skull_faces, np.int32),
+        skin_pos=apply_trans(to_head, skin[0]),
+        skin_faces=np.array(skin[1], np.int32),
+        outer_skull_pos=apply_trans(to_head, outer_pos),
+        inner_skull_pos=apply_trans(to_head, inner_pos),
+        skull_faces=np.array(skull_faces, np.int32),
         white=white,
         pial=pial,
         inflated=inflated,
         sulcal_depth=np.concatenate(sulcal_depth).astype(np.float64),
         cortex_faces=cortex_faces,
         **_source_shares(white, pial, cortex_faces),
-        fiducials=_apply(to_head, fiducials),
+        fiducials=apply_trans(to_head, fiducials),
         head_mri_trans=np.array(trans, np.float64),
     )
     _check(head)
     return head
-
-
-def place_helmet(head, coil_pos, *, gap=0.017):
-    """Put a helmet on the head: as close as its shape allows, symmetric, tilted as fits best.
-
-    Parameters
-    ----------
-    head : TemplateHead
-    coil_pos : (n_coils, 3) array
-        In m in the coordinates of the device: x to the right, y to the front, z up.
-    gap : float
-        Least distance from a coil to the skin in m. 17 mm is about the wall of a helium dewar.
-
-    Returns
-    -------
-    (4, 4) array
-        Takes device to head coordinates.
-
-    Notes
-    -----
-    The helmet turns about the x axis, shifts along y, and comes down until the first coil is
-    `gap` away from the skin; turn and shift minimise the root mean square distance of the coils.
-    """
-    coil_pos = np.unique(check_positions("coil_pos", coil_pos), axis=0)
-    # Points 3 to 4 mm apart stand for the skin: distances are right to a fraction of a mm.
-    grid = np.array([(i, j, 3 - i - j) for i in range(4) for j in range(4 - i)]) / 3
-    corners = head.skin_pos[head.skin_faces]
-    skin = np.unique(np.einsum("gc,fcd->gfd", grid, corners).reshape(-1, 3), axis=0)
-    columns, nearest = cKDTree(skin[:, :2]), cKDTree(skin)
-
-    def lowered(tilt, shift):
-        trans = _tilted(tilt, shift)
-        placed = _apply(trans, coil_pos)
-        # A coil that comes down beside a point of the skin, rho away from it, stops when it is
-        # sqrt(gap^2 - rho^2) above it.
-        lists = columns.query_ball_point(placed[:, :2], gap)
-        coil = placed[np.repeat(np.arange(len(placed)), [len(near) for near in lists])]
-        offset = skin[np.concatenate(lists).astype(int)] - coil
-        rise = np.sqrt(np.maximum(gap**2 - np.sum(offset[:, :2] ** 2, axis=1), 0.0))
-        trans[2, 3] = np.max(offset[:, 2] + rise)
-        distance = nearest.query(placed + [0.0, 0.0, trans[2, 3]])[0]
-        return trans, np.sqrt(np.mean(distance**2))
-
-    best = minimize(
-        lambda x: lowered(*x)[1],
-        [0.0, 0.0],
-        method="Nelder-Mead",
-        options={"initial_simplex": [[0, 0], [0.2, 0], [0, 0.02]], "xatol": 1e-3, "fatol": 1e-5},
-    )
-    return lowered(*best.x)[0]
-
-
-def _apply(trans, pos):
-    return np.asarray(pos, np.float64) @ trans[:3, :3].T + trans[:3, 3]
-
-
-def _tilted(tilt, shift):
-    trans = np.eye(4)
-    trans[1:3, 1:3] = [[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]]
-    trans[1, 3] = shift
-    return trans
-
-
-def _head_frame(fiducials):
-    """Transform (4, 4) to the head coordinates that nasion, LPA and RPA define."""
-    nasion, lpa, rpa = fiducials
-    right = rpa - lpa
-    length = np.linalg.norm(right)
-    x_axis = right / max(length, 1e-12)
-    origin = lpa + (nasion - lpa) @ x_axis * x_axis
-    front = nasion - origin
-    if length < 1e-6 or np.linalg.norm(front) < 1e-6 * length:
-        raise ValueError(
-            "fiducials must be nasion, left and right preauricular point, which lie on a line."
-        )
-    y_axis = front / np.linalg.norm(front)
-    rotation = np.stack([x_axis, y_axis, np.cross(x_axis, y_axis)])
-    trans = np.eye(4)
-    trans[:3, :3], trans[:3, 3] = rotation, -rotation @ origin
-    return trans
-
-
-def _head_centre(pos):
-    """Centre of the sphere nearest to the upper half of a head or montage.
-
-    In least squares |x|^2 = 2 c.x + const.
-    """
-    upper = pos[pos[:, 2] > _UPPER * np.max(pos[:, 2])]
-    design = np.column_stack([2 * upper, np.ones(len(upper))])
-    return np.linalg.lstsq(design, np.sum(upper**2, axis=1))[0][:3]
 
 
 def _averaging(faces, n_vertices):
@@ -512,7 +383,7 @@ def _prism_volumes(low, high):
 
 def _check(head):
     """Refuse a head that no boundary element model could use."""
-    frame = _head_frame(head.to_mri(head.fiducials))
+    frame = head_frame(head.to_mri(head.fiducials))
     if not np.allclose(frame @ head.head_mri_trans, np.eye(4), atol=1e-6):
         raise ValueError("trans does not agree with fiducials: they define other head coordinates.")
     names = ["skin", "outer skull", "inner skull"]

@@ -22,7 +22,7 @@ import numpy as np
 from ..core.checks import check_choice
 from ..core.drive import write_atomically
 from ..forward.surfaces import vertex_normals
-from ..forward.template import TemplateHead, build_template, place_helmet
+from ..forward.template import TemplateHead, build_template
 
 __all__ = [
     "MEG_SYSTEMS",
@@ -156,7 +156,7 @@ def info_of(head, montage="biosemi64", *, meg=None, sfreq=1000.0):
             channel[key] = coil[key]
     if meg is not None:
         coil_pos = np.array([coil["loc"][:3] for coil in coils])
-        info["dev_head_t"] = mne.Transform("meg", "head", place_helmet(head, coil_pos))
+        info["dev_head_t"] = mne.Transform("meg", "head", head.place_helmet(coil_pos))
     nasion, lpa, rpa = head.fiducials
     digitised = mne.channels.make_dig_montage(
         places, nasion=nasion, lpa=lpa, rpa=rpa, coord_frame="head"
@@ -244,6 +244,8 @@ def _electrodes(head, montage):
 
 
 def _montage_places(head, positions):
+    if not positions["ch_pos"]:
+        raise ValueError("montage has no electrodes; add them with mne.channels.make_dig_montage.")
     names, pos = list(positions["ch_pos"]), np.array(list(positions["ch_pos"].values()))
     landmarks = [positions[key] for key in ("nasion", "lpa", "rpa")]
     has_landmarks = all(point is not None for point in landmarks)
@@ -280,7 +282,8 @@ def _known_places(head):
     places = {}
     for name in ("colin27_1005", "fsaverage_1005"):
         montage = mne.channels.make_standard_montage(name).get_positions()
-        places |= {key: head.from_mri(pos) for key, pos in montage["ch_pos"].items()}
+        pos = head.from_mri(list(montage["ch_pos"].values()))
+        places |= dict(zip(montage["ch_pos"], pos, strict=True))
     places |= {old: places[new] for old, new in _OLD_NAMES.items()}
     return {name.casefold(): pos for name, pos in places.items()}
 

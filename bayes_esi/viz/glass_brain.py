@@ -3,13 +3,13 @@
 import numpy as np
 
 from ..core.checks import check_array, check_choice
-from ..forward.surfaces import check_positions
 from .common import new_axes
-from .cortex import colour_scale, opacity
+from .cortex import colour_scale, draw_scale, opacity
 
 __all__ = ["plot_glass_brain"]
 
 _VIEWS = ("ortho", "lyrz", "lzry", "x", "y", "z", "l", "r", "xz", "yx", "yz", "lr", "lzr", "lyr")
+_LARGEST_BRAIN = 1.0  # m
 _DIAMETER = 6.0  # mm of a disc, the spacing of 5,000 sources on the cortex
 
 
@@ -46,14 +46,19 @@ def plot_glass_brain(
     """
     from nilearn import plotting
 
-    mni_pos = check_positions("mni_pos", mni_pos)
+    mni_pos = check_array("mni_pos", mni_pos, shape=("n", 3))
+    largest = np.max(np.abs(mni_pos))
+    if largest > _LARGEST_BRAIN:
+        raise ValueError(
+            f"mni_pos must be in m, got values up to {largest:.4g}, which look like mm; divide by "
+            "1000."
+        )
     values = check_array("values", values, shape=(len(mni_pos),), remedy="One for each place.")
     check_choice("views", views, _VIEWS)
     if ax is None:
         ax = new_axes(1, 1, (2.6 * (3 if views == "ortho" else len(views)) + 0.8, 2.6))[0]
     scale = colour_scale(values, vmax)
-    bar = ax.figure.colorbar(scale, ax=ax, shrink=0.7, pad=0.01)
-    bar.set_label(label)
+    draw_scale(ax, scale, label)
     # nilearn lays its projections over the place that the axes have at this moment.
     ax.figure.draw_without_rendering()
     display = plotting.plot_glass_brain(None, display_mode=views, axes=ax, annotate=False)

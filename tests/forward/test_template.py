@@ -18,7 +18,7 @@ from bayes_esi.forward.surfaces import (
     nearest_points,
     refine,
 )
-from bayes_esi.forward.template import build_template, place_helmet
+from bayes_esi.forward.template import build_template
 
 NAMES = ["skin", "outer skull", "inner skull"]
 
@@ -213,9 +213,26 @@ def test_a_montage_of_another_head_is_turned_and_stretched(head):
     assert placed[np.argmax(pos[:, 1]), 1] > 0.1
 
 
+@pytest.mark.parametrize("distance", [0.0, 0.006, 0.025])
+def test_even_sensors(head, distance):
+    pos, normals = head.even_sensors(102, distance=distance)
+    near = nearest_points(pos, head.skin_pos, head.skin_faces)
+    assert near.distance.min() > distance * 0.999 - 1e-9
+    assert near.distance.max() < 1.2 * distance + 1e-9
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-12)
+    assert np.all(np.sum(normals * (pos - [0, 0.01, 0.04]), axis=1) > 0)
+    # About as dense everywhere: the nearest other sensor of each.
+    gap = np.linalg.norm(pos[:, None] - pos, axis=2) + np.eye(102)
+    assert gap.min() > 0.4 * np.median(gap.min(axis=1))
+    with pytest.raises(ValueError, match="distance must be positive"):
+        head.even_sensors(5, distance=-0.01)
+    with pytest.raises(ValueError, match="n_sensors"):
+        head.even_sensors(0)
+
+
 def test_bad_montages(head):
     pos = head.skin_pos[:5]
-    with pytest.raises(ValueError, match="mm"):
+    with pytest.raises(ValueError, match="millimetres"):
         head.place_montage(1e3 * pos)
     with pytest.raises(ValueError, match="on a line"):
         head.place_montage(pos, np.array([[0, 0, 0], [0.1, 0, 0], [0.2, 0, 0]]))
@@ -230,7 +247,7 @@ def test_a_helmet_stops_at_the_gap(head):
     sphere = rng.standard_normal((80, 3))
     sphere[:, 2] = np.abs(sphere[:, 2])
     coils = 0.13 * sphere / np.linalg.norm(sphere, axis=1, keepdims=True)
-    trans = place_helmet(head, coils, gap=0.02)
+    trans = head.place_helmet(coils, gap=0.02)
     np.testing.assert_allclose(trans[:3, :3] @ trans[:3, :3].T, np.eye(3), atol=1e-12)
     np.testing.assert_allclose(trans[0], [1, 0, 0, 0])
     placed = coils @ trans[:3, :3].T + trans[:3, 3]
@@ -238,6 +255,10 @@ def test_a_helmet_stops_at_the_gap(head):
     # The skin is sampled every 3 to 4 mm: less than 0.2 mm at a distance of 20 mm.
     gap = nearest_points(placed, head.skin_pos, head.skin_faces).distance.min()
     np.testing.assert_allclose(gap, 0.02, atol=2e-4)
+    with pytest.raises(ValueError, match="no coil comes down"):
+        head.place_helmet(coils + [0.6, 0, 0])
+    with pytest.raises(ValueError, match="gap must be positive"):
+        head.place_helmet(coils, gap=0.0)
 
 
 def test_arrays_are_read_only(head):

@@ -199,6 +199,8 @@ def test_bad_montages(head):
     bare = mne.channels.make_dig_montage({"E1": [0, 0, 0.1], "E2": [0, 0.1, 0]})
     with pytest.raises(ValueError, match="no nasion, LPA and RPA"):
         info_of(head, bare)
+    with pytest.raises(ValueError, match="no electrodes"):
+        info_of(head, mne.channels.make_dig_montage(nasion=[0, 0.1, 0]))
     with pytest.raises(ValueError, match="meg must be one of"):
         info_of(head, meg="squid")
 

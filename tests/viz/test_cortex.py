@@ -67,6 +67,19 @@ def test_what_is_on_the_left_is_drawn_on_the_left(head):
     assert red[RIGHT_LATERAL] < 0.01 and red[RIGHT_MEDIAL] < 0.01
 
 
+def test_a_single_source_is_a_spot_of_its_own_colour(head):
+    values = np.zeros(head.n_sources)
+    place = np.argmin(head.to_mni(head.source_pos)[:, 0])  # the far left
+    values[head.source_faces[np.any(head.source_faces == place, axis=1)].ravel()] += 0.1
+    values[place] = 1.0
+    mesh = meshes(plot_cortex(values, head))[LEFT_LATERAL]
+    colours, fine = mesh.get_facecolor(), np.split(head.cortex_faces, 2)[0]
+    around = np.unique(fine[np.any(fine == place, axis=1)])
+    hue = colours[around, :3] / colours[around, :1]  # whatever the light
+    top = np.array(plt.get_cmap("Reds")(1.0)[:3])
+    np.testing.assert_allclose(hue, np.tile(top / top[0], (len(around), 1)), atol=1e-6)
+
+
 def test_front_and_top(head):
     """The viewer of the left side has the front on the left; of the right side, on the right."""
     axes = plot_cortex(spot(head, lambda p: p[:, 1] > 0.045), head)
@@ -93,12 +106,11 @@ def test_magnitudes_in_reds_and_signs_around_zero(head):
         assert scale.norm.vmin == pytest.approx(low)
         assert scale.norm.vmax == pytest.approx(np.abs(signed).max())
         assert "what (unit)" in texts(figure)
-    scale = plot_cortex(values, head, vmax=2.0)[0].figure.axes[-1]._colorbar.mappable
-    assert scale.norm.vmax == 2.0
 
 
 def test_nothing_to_show(head):
-    axes = plot_cortex(np.zeros(head.n_sources), head)
+    axes = plot_cortex(np.zeros(head.n_sources), head, vmax=2.0)
+    assert axes[0].figure.axes[-1]._colorbar.mappable.norm.vmax == 2.0
     assert max(redness(mesh)[0].max() for mesh in meshes(axes)) < 1e-6
 
 
