@@ -138,7 +138,7 @@ def sphere_eeg(source_pos, electrode_pos, *, radii, sigma_radial, sigma_tangenti
     if is_known(radii):
         check_sources_within(source_pos, float(radii[-1]), "the outermost sphere")
         _check_electrodes_within(electrode_pos, float(radii[-1]))
-    dtype = common_dtype(source_pos, electrode_pos, *shells)
+    dtype = common_dtype(source_pos, electrode_pos)
     on_surface = is_known(electrode_pos, radii) and _are_on_surface(electrode_pos, radii[-1])
     if n_terms is None:
         n_terms = _terms_needed(source_pos, electrode_pos, shells, on_surface, dtype)

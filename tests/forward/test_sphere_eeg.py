@@ -309,12 +309,10 @@ def test_derivative_with_respect_to_conductivities():
 
 
 def test_single_precision():
-    model = {name: np.asarray(values, np.float32) for name, values in FOUR_SHELLS.items()}
     source_pos, electrode_pos = in_brain(FOUR_SHELLS, 0.95), on_scalp(FOUR_SHELLS)
     reference = np.asarray(sphere_eeg(source_pos, electrode_pos, n_terms=N_TERMS, **FOUR_SHELLS))
-    lead_field = sphere_eeg(
-        source_pos.astype(np.float32), electrode_pos.astype(np.float32), **model
-    )
+    single = (x.astype(np.float32) for x in (source_pos, electrode_pos))
+    lead_field = sphere_eeg(*single, n_terms=N_TERMS, **FOUR_SHELLS)
     assert lead_field.dtype == np.float32
     assert relative_error(lead_field, reference) < 1e-5
 
