@@ -134,14 +134,13 @@ def test_values_and_derivatives_are_finite_and_right(place):
     def lead_field(pos):
         return dipoles.eeg(pos, electrode_pos)
 
-    forward, reverse = jax.jacfwd(lead_field)(pos), jax.jacrev(lead_field)(pos)
+    gradient = jax.jacrev(lead_field)(pos)
     step = 1e-5  # m: centred difference good to (step / 30 mm)^2 = 1e-7
     shifts = step * np.eye(3)
     difference = (lead_field(pos + shifts) - lead_field(pos - shifts)) / (2 * step)
     difference = np.moveaxis(difference, 1, 2)
     size = np.abs(difference).max()
-    np.testing.assert_allclose(forward, difference, atol=1e-6 * size, rtol=0)
-    np.testing.assert_allclose(reverse, forward, atol=1e-12 * size, rtol=0)
+    np.testing.assert_allclose(gradient, difference, atol=1e-6 * size, rtol=0)
 
 
 @pytest.mark.parametrize("shells", [FOUR_SHELLS, MNE_SHELLS])
@@ -159,14 +158,12 @@ def test_single_precision(shells):
 def test_the_fit_is_an_argument_of_compiled_code():
     @jax.jit
     def lead_field(dipoles, source_pos):
-        return dipoles.eeg(source_pos, electrode_pos)
+        return jax.vmap(dipoles.eeg, (0, None), 1)(source_pos, electrode_pos)
 
     electrode_pos, source_pos = upper_electrodes(0.092, 32), sources(0.078, 20)
     dipoles = fit_equivalent_dipoles(*FOUR_SHELLS)
     plain = np.asarray(dipoles.eeg(source_pos, electrode_pos))
     np.testing.assert_allclose(lead_field(dipoles, source_pos), plain, rtol=1e-9, atol=1e-12)
-    mapped = jax.vmap(dipoles.eeg, (0, None), 1)(source_pos, electrode_pos)
-    np.testing.assert_allclose(mapped, plain, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
