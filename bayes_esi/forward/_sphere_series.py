@@ -30,8 +30,8 @@ are equal; the rest are mirror images beyond the interfaces.
 Only ratios enter: F and both logarithmic derivatives come from coefficients of reflection
 that are bounded, so no power overflows however many terms there are.
 
-References: de Munck, Peters 1993, doi:10.1109/10.245634 (anisotropic shells); Zhang 1995,
-doi:10.1088/0031-9155/40/3/001 (fast computation).
+References: de Munck, Peters 1993, IEEE Transactions on Biomedical Engineering 40:1166
+(anisotropic shells); Zhang 1995, doi:10.1088/0031-9155/40/3/001 (fast computation).
 """
 
 from functools import partial

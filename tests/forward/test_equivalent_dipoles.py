@@ -147,7 +147,8 @@ def test_values_and_derivatives_are_finite_and_right(place):
 def test_single_precision(shells):
     electrode_pos, source_pos = upper_electrodes(shells[0][-1], 32), sources(shells[0][0], 20)
     dipoles = fit_equivalent_dipoles(*shells)
-    single = dipoles.eeg(source_pos.astype(np.float32), electrode_pos.astype(np.float32))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        single = dipoles.eeg(source_pos.astype(np.float32), electrode_pos.astype(np.float32))
     assert single.dtype == np.float32
     rdm, mag = rdm_and_mag(single, dipoles.eeg(source_pos, electrode_pos))
     # 1e-5 relative: weights of one sign or nearly so leave float32 its digits.

@@ -311,7 +311,8 @@ def test_single_precision():
     source_pos, electrode_pos = in_brain(FOUR_SHELLS, 0.95), on_scalp(FOUR_SHELLS)
     reference = np.asarray(sphere_eeg(source_pos, electrode_pos, n_terms=N_TERMS, **FOUR_SHELLS))
     single = (x.astype(np.float32) for x in (source_pos, electrode_pos))
-    lead_field = sphere_eeg(*single, n_terms=N_TERMS, **FOUR_SHELLS)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        lead_field = sphere_eeg(*single, n_terms=N_TERMS, **FOUR_SHELLS)
     assert lead_field.dtype == np.float32
     assert relative_error(lead_field, reference) < 1e-5
 
@@ -358,10 +359,14 @@ def test_only_differences_of_the_potential_depend_on_where_it_is_zero():
         ({"source_pos": np.array([[0, 0, 50.0]])}, "source_pos .*millimetres"),
         ({"electrode_pos": 0.095 * directions(6)}, "electrode_pos has 6 of 6 electrodes outside"),
         ({"electrode_pos": np.zeros(3)}, "electrode_pos must have shape"),
+        (
+            {"source_pos": 0.07 * directions(2), "electrode_pos": 0.07 * directions(5)},
+            "source_pos and electrode_pos coincide in [0-9] pairs",
+        ),
         ({"n_terms": 0}, "n_terms must be an integer of at least 1"),
         (
             {"source_pos": np.array([[0, 0, 0.0919999]])},
-            "pairs of source_pos, electrode_pos converge too slowly",
+            "pairs of source_pos and electrode_pos converge too slowly",
         ),
     ],
 )

@@ -51,7 +51,8 @@ def relative_error(lead_field, reference):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-5)])
 def test_it_is_the_formula_as_printed(dtype, tolerance):
     arrays = (x.astype(dtype) for x in (SOURCE_POS, COIL_POS, COIL_NORMAL))
-    lead_field = sphere_meg(*arrays)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        lead_field = sphere_meg(*arrays)
     assert lead_field.shape == (20, 30, 3)
     assert lead_field.dtype == dtype
     assert relative_error(lead_field, sarvas(SOURCE_POS, COIL_POS, COIL_NORMAL)) < tolerance
