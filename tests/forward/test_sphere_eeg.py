@@ -133,7 +133,7 @@ def neumann(source_pos, electrode_pos, conductivity):
         logarithm = jnp.log(2 / (1 - e @ u + distance))
         return (2 / distance + logarithm) / (4 * jnp.pi * conductivity * radius)
 
-    return np.stack([jax.jacfwd(potential)(jnp.asarray(x)) for x in source_pos], axis=1)
+    return np.asarray(jax.jit(jax.vmap(jax.jacfwd(potential), out_axes=1))(source_pos))
 
 
 def on_scalp(model, n=12):
@@ -275,14 +275,13 @@ def test_values_and_derivatives_are_finite_and_right(place):
     def lead_field(pos):
         return sphere_eeg(pos, electrode_pos, n_terms=N_TERMS, **FOUR_SHELLS)
 
-    forward, reverse = jax.jacfwd(lead_field)(pos), jax.jacrev(lead_field)(pos)
+    gradient = jax.jacrev(lead_field)(pos)
     step = 2e-6  # m: centred difference good to (step / 4 mm)^2 = 2.5e-7
     shifts = step * np.eye(3)
     difference = (lead_field(pos + shifts) - lead_field(pos - shifts)) / (2 * step)
     difference = np.moveaxis(difference, 1, 2)  # (channel, moment, position)
     size = np.abs(difference).max()
-    np.testing.assert_allclose(forward, difference, atol=1e-6 * size, rtol=0)
-    np.testing.assert_allclose(reverse, forward, atol=1e-11 * size, rtol=0)
+    np.testing.assert_allclose(gradient, difference, atol=1e-6 * size, rtol=0)
 
 
 @pytest.mark.slow
@@ -309,12 +308,11 @@ def test_derivative_with_respect_to_conductivities():
 
 
 def test_single_precision():
-    model = {name: np.asarray(values, np.float32) for name, values in FOUR_SHELLS.items()}
     source_pos, electrode_pos = in_brain(FOUR_SHELLS, 0.95), on_scalp(FOUR_SHELLS)
     reference = np.asarray(sphere_eeg(source_pos, electrode_pos, n_terms=N_TERMS, **FOUR_SHELLS))
-    lead_field = sphere_eeg(
-        source_pos.astype(np.float32), electrode_pos.astype(np.float32), **model
-    )
+    single = (x.astype(np.float32) for x in (source_pos, electrode_pos))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        lead_field = sphere_eeg(*single, n_terms=N_TERMS, **FOUR_SHELLS)
     assert lead_field.dtype == np.float32
     assert relative_error(lead_field, reference) < 1e-5
 
@@ -326,11 +324,12 @@ def test_transformations_agree_with_the_plain_call():
         return sphere_eeg(source_pos, electrode_pos, n_terms=N_TERMS, **THREE_SHELLS)
 
     plain = np.asarray(lead_field(source_pos))
-    assert relative_error(jax.jit(lead_field)(source_pos), plain) < 1e-12
-    assert relative_error(jax.vmap(lead_field, out_axes=1)(source_pos), plain) < 1e-12
+    mapped = jax.jit(jax.vmap(lead_field, out_axes=1))(source_pos)
+    assert relative_error(mapped, plain) < 1e-12
     assert relative_error(lead_field(source_pos[2])[:, None], plain[:, 2:3]) < 1e-12
 
 
+@pytest.mark.slow
 def test_only_differences_of_the_potential_depend_on_where_it_is_zero():
     """Zero mean over the outermost sphere, by a quadrature exact to high order."""
     nodes, weights = np.polynomial.legendre.leggauss(60)
@@ -360,10 +359,14 @@ def test_only_differences_of_the_potential_depend_on_where_it_is_zero():
         ({"source_pos": np.array([[0, 0, 50.0]])}, "source_pos .*millimetres"),
         ({"electrode_pos": 0.095 * directions(6)}, "electrode_pos has 6 of 6 electrodes outside"),
         ({"electrode_pos": np.zeros(3)}, "electrode_pos must have shape"),
+        (
+            {"source_pos": 0.07 * directions(2), "electrode_pos": 0.07 * directions(5)},
+            "source_pos and electrode_pos coincide in [0-9] pairs",
+        ),
         ({"n_terms": 0}, "n_terms must be an integer of at least 1"),
         (
             {"source_pos": np.array([[0, 0, 0.0919999]])},
-            "pairs of source_pos, electrode_pos converge too slowly",
+            "pairs of source_pos and electrode_pos converge too slowly",
         ),
     ],
 )

@@ -33,8 +33,7 @@ def test_laplace_equation_outside_the_source():
         lead_field = unbounded(SOURCE_POS[0], contact_pos[None], conductivity=0.33)
         return lead_field[0] @ jnp.asarray([1.0, -2.0, 0.5])
 
-    for contact_pos in CONTACT_POS:
-        hessian = jax.hessian(potential)(jnp.asarray(contact_pos))
+    for hessian in jax.jit(jax.vmap(jax.hessian(potential)))(CONTACT_POS):
         assert abs(np.trace(hessian)) < 1e-12 * np.abs(hessian).max()
 
 
@@ -72,13 +71,12 @@ def test_values_and_derivatives_are_finite_and_right(distance):
     def lead_field(pos):
         return unbounded(pos, contact_pos, conductivity=0.33)
 
-    forward, reverse = jax.jacfwd(lead_field)(pos), jax.jacrev(lead_field)(pos)
+    gradient = jax.jacrev(lead_field)(pos)
     shifts = 1e-6 * np.eye(3)  # m: centred difference good to (1e-6 / 5e-3)^2 = 4e-8
     difference = (lead_field(pos + shifts) - lead_field(pos - shifts)) / 2e-6
     difference = np.moveaxis(difference, 1, 2)
     size = np.abs(difference).max()
-    np.testing.assert_allclose(forward, difference, atol=1e-6 * size, rtol=0)
-    np.testing.assert_allclose(reverse, forward, atol=1e-12 * size, rtol=0)
+    np.testing.assert_allclose(gradient, difference, atol=1e-6 * size, rtol=0)
 
 
 def test_transformations_and_conductivity():
