@@ -306,14 +306,14 @@ class LeadField:
         if self.n_sources < 5:
             raise ValueError(f"interpolate needs at least five sources, got {self.n_sources}.")
         pos = check_points("pos", pos, allow_single=True)
-        if is_known(pos, self.source_pos):
+        if is_known(pos, *jax.tree.leaves(self)):
             _check_inside(np.asarray(self.source_pos), np.asarray(self.reach), np.atleast_2d(pos))
         arrays = [
             jnp.asarray(array, pos.dtype) for array in (self.data, self.source_pos, self.reach)
         ]
         if pos.ndim == 1:
             return _interpolate_one(*arrays, jnp.asarray(pos))
-        if not is_known(pos, self):
+        if not is_known(pos, *jax.tree.leaves(self)):
             return _interpolate(*arrays, pos)
         # Full batches only, so that another number of positions compiles nothing.
         rows = np.resize(np.arange(len(pos)), (-(-len(pos) // _BATCH), _BATCH))

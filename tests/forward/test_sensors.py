@@ -300,6 +300,40 @@ class Plain:
         return jnp.einsum("pi,si,pj->psj", coil_pos, source_pos, coil_normal)
 
 
+class Solving(Head):
+    """A model that adds up by channel before it solves."""
+
+    def check_sources(self, source_pos):
+        if np.linalg.norm(source_pos, axis=-1).max() > 0.08:
+            raise ValueError("source_pos has sources outside of the brain")
+
+    def transfer(self, electrode_pos, coil_pos, coil_normal, contact_pos, *, mixing):
+        def evaluate(source_pos):
+            values = [
+                self.eeg(source_pos, electrode_pos),
+                self.meg(source_pos, coil_pos, coil_normal),
+                self.seeg(source_pos, contact_pos),
+            ]
+            return jnp.tensordot(mixing, jnp.concatenate(values), 1)
+
+        return evaluate
+
+
+def test_models_that_solve_first_add_up_themselves(mixed):
+    plain = lead_field_of(HEAD, mixed, SOURCES)
+    solving = Solving(np.array(1.0))
+    mixing = mixed.mixing()
+    assert mixing.shape == (13, mixed.n_points)
+    assert np.count_nonzero(mixing) == 6 * 2 + np.count_nonzero(mixed.coils.weights) + 1
+    scale = np.abs(plain).max(axis=(1, 2), keepdims=True)
+    got = lead_field_of(solving, mixed, SOURCES, memory_limit=50_000)
+    np.testing.assert_allclose(got / scale, plain / scale, atol=1e-13)
+    single = lead_field_of(solving, mixed, SOURCES[0])
+    np.testing.assert_allclose(single / scale[:, 0], plain[:, 0] / scale[:, 0], atol=1e-13)
+    with pytest.raises(ValueError, match="outside of the brain"):
+        lead_field_of(solving, mixed, 2.5 * SOURCES[:3])
+
+
 # --- references ----------------------------------------------------------------------------------
 
 
