@@ -25,7 +25,7 @@ from scipy.spatial import ConvexHull, QhullError
 from ..core.checks import check_array, check_count
 from ..core.struct import static, struct
 from ..core.types import Array, Float, Int
-from ._points import check_points, is_known
+from ._points import cast, check_points, is_known
 
 __all__ = [
     "FAMILIES",
@@ -357,7 +357,9 @@ def _families(model, sensors, source_pos):
     if _solves_first(model) and is_known(*jax.tree.leaves(sensors)):
         if is_known(source_pos):
             model.check_sources(source_pos)
-        transfer = model.transfer(**_points(sensors), mixing=sensors.mixing())
+        # Sensors are known, so that it can be solved for them now, also while sources are traced.
+        with jax.ensure_compile_time_eval():
+            transfer = model.transfer(**_points(sensors), mixing=sensors.mixing())
         return [(transfer, slice(None), 0)]
     families, start = [], 0
     for method, pickup in _parts(sensors):
@@ -377,9 +379,9 @@ def _in_one_piece(model, sensors, source_pos):
 
 def _evaluate(method, pickup, source_pos):
     """Channels of one family, by one method of the head model."""
-    dtype = source_pos.dtype
-    where = [jnp.asarray(x, dtype) for x in (pickup.pos, pickup.normals) if x is not None]
-    values = method(source_pos, *where)
+    # On the host where they are known, so that the model can check them.
+    known = [x for x in (pickup.pos, pickup.normals) if x is not None]
+    values = method(source_pos, *cast(source_pos.dtype, *known))
     return _add_up(values, pickup.index, jnp.asarray(pickup.weights, values.dtype))
 
 

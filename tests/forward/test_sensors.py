@@ -253,7 +253,7 @@ def test_jit_vmap_and_single_positions_agree(mixed):
     assert single.shape == (13, 3)
     np.testing.assert_allclose(single, whole[:, 1], **kwargs)
     np.testing.assert_allclose(jax.jit(lead_field_of)(HEAD, mixed, SOURCES[:4]), whole, **kwargs)
-    each = jax.vmap(lead_field_of, (None, None, 0), 1)(HEAD, mixed, SOURCES[:4])
+    each = jax.jit(jax.vmap(lead_field_of, (None, None, 0), 1))(HEAD, mixed, SOURCES[:4])
     np.testing.assert_allclose(each, whole, **kwargs)
 
 
@@ -300,6 +300,11 @@ class Plain:
         return jnp.einsum("pi,si,pj->psj", coil_pos, source_pos, coil_normal)
 
 
+@jax.jit
+def twice(x):
+    return 2 * x
+
+
 class Solving(Head):
     """A model that adds up by channel before it solves."""
 
@@ -308,6 +313,9 @@ class Solving(Head):
             raise ValueError("source_pos has sources outside of the brain")
 
     def transfer(self, electrode_pos, coil_pos, coil_normal, contact_pos, *, mixing):
+        # A solution on the host, with a compiled kernel in it.
+        coil_pos = np.asarray(twice(0.5 * coil_pos))
+
         def evaluate(source_pos):
             values = [
                 self.eeg(source_pos, electrode_pos),
@@ -330,6 +338,8 @@ def test_models_that_solve_first_add_up_themselves(mixed):
     np.testing.assert_allclose(got / scale, plain / scale, atol=1e-13)
     single = lead_field_of(solving, mixed, SOURCES[0])
     np.testing.assert_allclose(single / scale[:, 0], plain[:, 0] / scale[:, 0], atol=1e-13)
+    traced = jax.jit(lambda pos: lead_field_of(solving, mixed, pos))(SOURCES[0])
+    np.testing.assert_allclose(traced, single, rtol=1e-11, atol=1e-14 * np.abs(plain).max())
     with pytest.raises(ValueError, match="outside of the brain"):
         lead_field_of(solving, mixed, 2.5 * SOURCES[:3])
 
