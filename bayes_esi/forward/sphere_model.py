@@ -169,7 +169,7 @@ def _shift(points, centre):
     """Positions from the centre, in their own precision and on the host where they are known."""
     if is_known(points, centre):
         return points - np.asarray(centre, points.dtype)
-    return points - jnp.asarray(centre, points.dtype)
+    return points - jnp.broadcast_to(jnp.asarray(centre, points.dtype), points.shape)
 
 
 def _is_number(leaf):

@@ -51,7 +51,8 @@ def relative_error(lead_field, reference):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-5)])
 def test_it_is_the_formula_as_printed(dtype, tolerance):
     arrays = (x.astype(dtype) for x in (SOURCE_POS, COIL_POS, COIL_NORMAL))
-    lead_field = sphere_meg(*arrays)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        lead_field = sphere_meg(*arrays)
     assert lead_field.shape == (20, 30, 3)
     assert lead_field.dtype == dtype
     assert relative_error(lead_field, sarvas(SOURCE_POS, COIL_POS, COIL_NORMAL)) < tolerance
@@ -87,9 +88,9 @@ def test_the_radial_field_is_that_of_the_dipole_alone():
 
 
 def test_divergence_and_curl_vanish_outside():
-    moment = jnp.asarray([1.0, -2.0, 0.5])
+    moment, slope = jnp.asarray([1.0, -2.0, 0.5]), jax.jit(jax.jacfwd(field, argnums=2))
     for source_pos, point in zip(SOURCE_POS[::6], COIL_POS, strict=False):
-        gradient = jax.jacfwd(field, argnums=2)(moment, jnp.asarray(source_pos), jnp.asarray(point))
+        gradient = slope(moment, jnp.asarray(source_pos), jnp.asarray(point))
         size = np.abs(gradient).max()
         assert abs(np.trace(gradient)) < 1e-11 * size
         assert np.abs(gradient - gradient.T).max() < 1e-11 * size
@@ -108,8 +109,7 @@ def test_rotating_everything_rotates_the_moments():
 @pytest.mark.parametrize("place", ["centre", "axis", "off the axis"])
 def test_values_and_derivatives_are_finite_and_right(place):
     pos = {"centre": np.zeros(3), "axis": 0.5 * COIL_POS[0], "off the axis": SOURCE_POS[20]}[place]
-    forward = jax.jacfwd(sphere_meg)(pos, COIL_POS, COIL_NORMAL)
-    reverse = jax.jacrev(sphere_meg)(pos, COIL_POS, COIL_NORMAL)
+    gradient = jax.jacrev(sphere_meg)(pos, COIL_POS, COIL_NORMAL)
     step = 1e-5  # m: error of the centred difference (step / 0.03)^2 = 1e-7
     shifts = step * np.eye(3)
     difference = (
@@ -118,17 +118,14 @@ def test_values_and_derivatives_are_finite_and_right(place):
     ) / (2 * step)
     difference = np.moveaxis(difference, 1, 2)  # (channel, moment, position)
     size = np.abs(difference).max()
-    np.testing.assert_allclose(forward, difference, atol=1e-6 * size, rtol=0)
-    np.testing.assert_allclose(reverse, forward, atol=1e-13 * size, rtol=0)
+    np.testing.assert_allclose(gradient, difference, atol=1e-6 * size, rtol=0)
 
 
 def test_transformations_agree_with_the_plain_call():
     plain = sphere_meg(SOURCE_POS, COIL_POS, COIL_NORMAL)
-    jitted = jax.jit(sphere_meg)(SOURCE_POS, COIL_POS, COIL_NORMAL)
-    mapped = jax.vmap(sphere_meg, in_axes=(0, None, None), out_axes=1)(
+    mapped = jax.jit(jax.vmap(sphere_meg, in_axes=(0, None, None), out_axes=1))(
         SOURCE_POS, COIL_POS, COIL_NORMAL
     )
-    np.testing.assert_allclose(jitted, plain, rtol=1e-10, atol=1e-20)
     np.testing.assert_allclose(mapped, plain, rtol=1e-10, atol=1e-20)
 
 
