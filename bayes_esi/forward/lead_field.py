@@ -1,57 +1,20 @@
-"""The lead field of a head and its sensors: container, and evaluation off the grid.
-
-Between the sources the lead field is found by moving least squares: around a position p, with
-u_i = (x_i - p) / h of the sources x_i that reach it, |x_i - p| < r_i, and h their mean reach,
-
-    a(p) = argmin_a  sum_i w(|x_i - p| / r_i) (g_i - a' b(u_i))^2 + a' R a,      g(p) = a_1(p)
-    b(u) = (1, u_x, u_y, u_z, all six products),   w(s) = (1 - s^2)^2 / (s^2 + SOFTENING)
-
-r_i is the distance from source i to its 30th neighbour. The weights fall to zero, with zero slope,
-where a source ceases to reach p, so that g has a continuous gradient everywhere; near a source
-they grow, so that there g returns its own field to better than 1e-4. The ridge R is there for
-sources on a surface, of which the neighbourhood has no depth: it holds the products back by
-1e-6 and the linear terms by rounding only, so that fields linear in position come back exactly.
-All channels and orientations share the weights of a position: g(p) = sum_i c_i(p) g_i.
-
-Cost of one position: O(n_sources + n_channels n_orient MOST_SOURCES).
-
-Reference: Lancaster, Salkauskas 1981, doi:10.1090/S0025-5718-1981-0616367-1 (moving least squares).
-"""
+"""The lead field of a head and its sensors: between head models, files, MNE and problems."""
 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
-from scipy.optimize import nnls
-from scipy.spatial import cKDTree
 
 from ..core import ports
 from ..core.checks import check_array
 from ..core.struct import static, struct
 from ..core.types import Array, Float, Int
 from ._points import check_points, is_known
+from .off_grid import check_inside, interpolate, reach_of
 from .sensors import FAMILIES, lead_field_of, rows_of
 
 __all__ = ["LeadField"]
-
-# Neighbours within the reach of a source. The quadratic has ten coefficients; on a cubic grid the
-# 27th to the 32nd neighbour are two steps away, and about 33 sources reach each position.
-N_NEIGHBOURS = 30
-
-# Sources that may reach one position; in places of very uneven density the last are left out.
-MOST_SOURCES = 64
-
-# Distance (in units of its reach, squared) below which a source no longer gains weight.
-SOFTENING = 1e-4
-
-# How far outside of the hull of its neighbours a position may lie, in distances between sources:
-# a place on a curved surface lies off the chord between its vertices.
-HULL_SLACK = 0.25
-
-# Positions evaluated at once: their gathers take 64 times the size of what they return.
-_BATCH = 64
 
 
 @struct
@@ -188,7 +151,7 @@ class LeadField:
             others["source_normals"] = np.where(unit, normals, normals / length)
         elif n_orient == 1:
             raise ValueError("data has one orientation: give source_normals, along which it is.")
-        others["reach"] = _reach(source_pos).astype(source_pos.dtype)
+        others["reach"] = reach_of(source_pos).astype(source_pos.dtype)
         for name in ("edges", "faces"):
             others[name] = _check_numbers(name, others[name], n_sources)
         return cls(
@@ -259,7 +222,11 @@ class LeadField:
         )
 
     def fixed(self):
-        """Keep the orientation along the normals only: (n_channels, n_sources, 1)."""
+        """Keep the orientation along the normals only: (n_channels, n_sources, 1).
+
+        Normals are those of the vertices unless the lead field was read from a forward solution
+        in local frames, of which MNE averages them over patches of the surface.
+        """
         if self.n_orient == 1:
             return self
         if self.source_normals is None:
@@ -273,7 +240,7 @@ class LeadField:
         return dataclasses.replace(self, data=np.tensordot(matrix, self.data, axes=1))
 
     def interpolate(self, pos):
-        """Lead field at any positions between the sources.
+        """Lead field at any positions between the sources; see `bayes_esi.forward.off_grid`.
 
         Parameters
         ----------
@@ -306,19 +273,9 @@ class LeadField:
         if self.n_sources < 5:
             raise ValueError(f"interpolate needs at least five sources, got {self.n_sources}.")
         pos = check_points("pos", pos, allow_single=True)
-        if is_known(pos, self.source_pos):
-            _check_inside(np.asarray(self.source_pos), np.asarray(self.reach), np.atleast_2d(pos))
-        arrays = [
-            jnp.asarray(array, pos.dtype) for array in (self.data, self.source_pos, self.reach)
-        ]
-        if pos.ndim == 1:
-            return _interpolate_one(*arrays, jnp.asarray(pos))
-        if not is_known(pos, self):
-            return _interpolate(*arrays, pos)
-        # Full batches only, so that another number of positions compiles nothing.
-        rows = np.resize(np.arange(len(pos)), (-(-len(pos) // _BATCH), _BATCH))
-        parts = [np.asarray(_interpolate(*arrays, jnp.asarray(pos[row]))) for row in rows]
-        return np.concatenate(parts, axis=1)[:, : len(pos)]
+        if is_known(pos, *jax.tree.leaves(self)):
+            check_inside(np.asarray(self.source_pos), np.asarray(self.reach), np.atleast_2d(pos))
+        return interpolate(self.data, self.source_pos, self.reach, pos)
 
     def save(self, path):
         """Write a NetCDF file; the same object comes back from `bayes_esi.load`."""
@@ -366,72 +323,3 @@ def _check_numbers(name, numbers, n_sources):
             f"got shape {numbers.shape}."
         )
     return numbers.astype(np.int32)
-
-
-def _reach(source_pos):
-    """Distance of each source to its 30th neighbour; of few sources, beyond the last."""
-    k = min(N_NEIGHBOURS + 1, len(source_pos))
-    distance = cKDTree(source_pos).query(source_pos, k=k)[0].reshape(len(source_pos), k)[:, -1]
-    return distance if k == N_NEIGHBOURS + 1 else 1.5 * distance
-
-
-def _check_inside(source_pos, reach, pos):
-    """Refuse positions that are no mean, with weights of at least zero, of sources around them."""
-    tree = cKDTree(source_pos)
-    k = min(MOST_SOURCES, len(source_pos))
-    distance, nearest = tree.query(pos, k=k)
-    spacing = np.median(tree.query(source_pos, k=2)[0][:, 1])
-    n_outside = 0
-    for place, far, near in zip(pos, distance, nearest, strict=True):
-        if far[0] < HULL_SLACK * spacing:
-            continue
-        steps = (source_pos[near[far < reach[near]]] - place) / spacing
-        if len(steps) < 5:
-            n_outside += 1
-            continue
-        # A heavy last row makes the weights add up to one.
-        system = np.vstack([steps.T, np.full(len(steps), 1e3)])
-        weights, _ = nnls(system, np.array([0.0, 0.0, 0.0, 1e3]))
-        n_outside += bool(np.linalg.norm(weights @ steps) > HULL_SLACK)
-    if n_outside:
-        raise ValueError(
-            f"pos has {n_outside} of {len(pos)} positions outside of the sources, by more than "
-            f"{1e3 * HULL_SLACK * spacing:.1f} mm; evaluate the head model there, or use a larger "
-            "source space."
-        )
-
-
-@jax.jit
-def _interpolate(data, source_pos, reach, pos):
-    return jax.vmap(_interpolate_one, (None, None, None, 0), 1)(data, source_pos, reach, pos)
-
-
-@jax.jit
-def _interpolate_one(data, source_pos, reach, place):
-    coefficients, nearest = _coefficients(source_pos, reach, place)
-    return jnp.einsum("cnk,n->ck", data[:, nearest], coefficients)
-
-
-def _coefficients(source_pos, reach, place):
-    """Weights and numbers of the sources that reach one place."""
-    dtype = source_pos.dtype
-    eps = np.finfo(dtype).eps
-    # The k-th source that reaches the place is where their running count comes to k: six times
-    # faster than sorting distances. Beyond the last, indices are clamped and weights are zero.
-    reaches = jnp.sum((source_pos - place) ** 2, axis=1) < reach**2
-    count = jnp.cumsum(reaches)
-    numbers = jnp.arange(1, min(MOST_SOURCES, len(source_pos)) + 1)
-    nearest = jnp.minimum(jnp.searchsorted(count, numbers), len(source_pos) - 1)
-    steps, reach = source_pos[nearest] - place, reach[nearest]
-    s2 = jnp.sum(steps**2, axis=1) / reach**2
-    weights = jnp.maximum(1 - s2, 0) ** 2 / (s2 + SOFTENING)
-    weights = jnp.where(numbers <= count[-1], weights, 0)
-    weights = weights / jnp.maximum(jnp.sum(weights), eps)
-    x, y, z = (steps / jnp.maximum(weights @ reach, eps)).T
-    basis = jnp.stack([jnp.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, y * z, z * x])
-    ridge = np.r_[eps**2, np.full(3, eps**0.75), np.full(6, 1e-6)].astype(dtype)
-    weighted = basis * weights
-    # a_1 = e_1' (B W B' + R)^-1 B W g
-    first = jnp.zeros(10, dtype).at[0].set(1)
-    solution = jax.scipy.linalg.solve(weighted @ basis.T + jnp.diag(ridge), first, assume_a="pos")
-    return solution @ weighted, nearest

@@ -14,6 +14,9 @@ are then as many gathers of whole rows, as fast as a scatter-add (3 ms for 3,264
 channels and 300 sources) and, unlike it, of the same bits on every run of a GPU.
 """
 
+import functools
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +25,7 @@ from scipy.spatial import ConvexHull, QhullError
 from ..core.checks import check_array, check_count
 from ..core.struct import static, struct
 from ..core.types import Array, Float, Int
-from ._points import check_points, is_known
+from ._points import cast, check_points, is_known
 
 __all__ = [
     "FAMILIES",
@@ -109,6 +112,23 @@ class Sensors:
         """Number of points at which a head model is evaluated."""
         pickups = (self.coils, self.electrodes, self.contacts)
         return sum(len(pickup.pos) for pickup in pickups if pickup is not None)
+
+    def mixing(self):
+        """Matrix (n_channels, n_points) from values at electrodes, coils, contacts to channels.
+
+        Points stand in this order. Unitless, or 1/m for planar gradiometers.
+        """
+        pickups = [p for p in (self.electrodes, self.coils, self.contacts) if p is not None]
+        starts = np.cumsum([0, *(len(pickup.pos) for pickup in pickups)])
+        matrix = np.zeros((self.n_channels, starts[-1]))
+        channels = np.argsort(self.order)  # of the rows of coils, electrodes, contacts
+        first = 0
+        for _, pickup in _parts(self):
+            start = starts[[p is pickup for p in pickups].index(True)]
+            rows = np.repeat(channels[first : first + len(pickup.index)], pickup.index.shape[1])
+            np.add.at(matrix, (rows, start + pickup.index.ravel()), pickup.weights.ravel())
+            first += len(pickup.index)
+        return matrix
 
     def pick(self, ch_names):
         """Some channels, in the given order; `ValueError` names those that are unknown."""
@@ -250,7 +270,10 @@ def lead_field_of(model, sensors, source_pos, *, memory_limit=2**29):
     Parameters
     ----------
     model : object
-        With those of the methods `meg`, `eeg`, `seeg` that the channels call for.
+        With those of the methods `meg`, `eeg`, `seeg` that the channels call for. A model that
+        solves for its sensors first may offer to add up before it solves, with
+        `transfer(electrode_pos, coil_pos, coil_normal, contact_pos, *, mixing)`, a function of
+        source positions, and `check_sources(source_pos)`: both are then used instead.
     sensors : Sensors
     source_pos : (n_sources, 3) or (3,) array
         In m, in head coordinates.
@@ -276,30 +299,25 @@ def lead_field_of(model, sensors, source_pos, *, memory_limit=2**29):
     """
     check_model(model, sensors)
     source_pos = check_points("source_pos", source_pos, allow_single=True)
-    if not is_known(source_pos, sensors) or source_pos.ndim == 1:
-        return _evaluate(model, sensors, jnp.asarray(source_pos))
+    if not is_known(source_pos, *jax.tree.leaves(sensors)) or source_pos.ndim == 1:
+        return _in_one_piece(model, sensors, jnp.asarray(source_pos))
     _check_outside(sensors, source_pos)
-    n_sources = len(source_pos)
-    batch = batch_size(sensors, n_sources, source_pos.dtype, memory_limit)
     lead_field = None
-    for start in range(0, n_sources, batch):
-        # The last batch starts early enough to be whole, so that nothing compiles again.
-        start = min(start, n_sources - batch)
-        part = slice(start, start + batch)
-        values = np.asarray(_evaluate(model, sensors, jnp.asarray(source_pos[part])))
-        if lead_field is None:
-            lead_field = np.empty((sensors.n_channels, n_sources, 3), values.dtype)
-        lead_field[:, part] = values
+    # One family after another: a model may remember what it has solved for the last sensors.
+    families = _families(model, sensors, source_pos)
+    by_row = np.arange(sensors.n_channels) if len(families) == 1 else np.argsort(sensors.order)
+    for evaluate, rows, n_points in families:
+        channels = by_row[rows]
+        batch = _batch_size(n_points + len(channels), source_pos, memory_limit)
+        for start in range(0, len(source_pos), batch):
+            # The last batch starts early enough to be whole, so that nothing compiles again.
+            start = min(start, len(source_pos) - batch)
+            part = slice(start, start + batch)
+            values = np.asarray(evaluate(jnp.asarray(source_pos[part])))
+            if lead_field is None:
+                lead_field = np.empty((sensors.n_channels, len(source_pos), 3), values.dtype)
+            lead_field[channels, part] = values
     return lead_field
-
-
-def batch_size(sensors, n_sources, dtype, memory_limit):
-    """Sources whose values at points, and their sums by channel, fit into some bytes."""
-    memory_limit = check_count("memory_limit", memory_limit)
-    itemsize = np.dtype(jax.dtypes.canonicalize_dtype(dtype)).itemsize
-    # The values, what the model needs to form them, and twice the sums.
-    per_source = 3 * itemsize * (2 * sensors.n_points + 2 * sensors.n_channels)
-    return int(np.clip(memory_limit // per_source, 1, n_sources))
 
 
 def check_model(model, sensors):
@@ -334,18 +352,63 @@ def _parts(sensors):
     return [(method, pickup) for method, pickup in parts if pickup is not None]
 
 
-def _evaluate(model, sensors, source_pos):
-    dtype = source_pos.dtype
-    rows = []
+def _families(model, sensors, source_pos):
+    """Functions of source positions, each with the rows that it fills and its number of points."""
+    if _solves_first(model) and is_known(*jax.tree.leaves(sensors)):
+        if is_known(source_pos):
+            model.check_sources(source_pos)
+        # Sensors are known, so that it can be solved for them now, also while sources are traced.
+        with jax.ensure_compile_time_eval():
+            transfer = model.transfer(**_points(sensors), mixing=sensors.mixing())
+        return [(transfer, slice(None), 0)]
+    families, start = [], 0
     for method, pickup in _parts(sensors):
-        where = [jnp.asarray(pickup.pos, dtype)]
-        if method == "meg":
-            where.append(jnp.asarray(pickup.normals, dtype))
-        values = getattr(model, method)(source_pos, *where)
-        rows.append(_add_up(values, pickup.index, jnp.asarray(pickup.weights, values.dtype)))
-    if len(rows) == 1:  # then the rows stand in the order of the channels
-        return rows[0]
-    return jnp.concatenate(rows)[sensors.order]
+        evaluate = functools.partial(_evaluate, getattr(model, method), pickup)
+        rows = slice(start, start + len(pickup.index))
+        families.append((evaluate, rows, len(pickup.pos)))
+        start = rows.stop
+    return families
+
+
+def _in_one_piece(model, sensors, source_pos):
+    families = _families(model, sensors, source_pos)
+    rows = [evaluate(source_pos) for evaluate, _, _ in families]
+    # A single family, or a model that adds up itself, keeps the order of the channels.
+    return rows[0] if len(rows) == 1 else jnp.concatenate(rows)[sensors.order]
+
+
+def _evaluate(method, pickup, source_pos):
+    """Channels of one family, by one method of the head model."""
+    # On the host where they are known, so that the model can check them.
+    known = [x for x in (pickup.pos, pickup.normals) if x is not None]
+    values = method(source_pos, *cast(source_pos.dtype, *known))
+    return _add_up(values, pickup.index, jnp.asarray(pickup.weights, values.dtype))
+
+
+def _solves_first(model):
+    transfer = getattr(model, "transfer", None)
+    has_both = callable(transfer) and callable(getattr(model, "check_sources", None))
+    return has_both and "mixing" in inspect.signature(transfer).parameters
+
+
+def _points(sensors):
+    """Points by the names that `transfer` has for them."""
+    points = {}
+    if sensors.electrodes is not None:
+        points["electrode_pos"] = sensors.electrodes.pos
+    if sensors.coils is not None:
+        points |= {"coil_pos": sensors.coils.pos, "coil_normal": sensors.coils.normals}
+    if sensors.contacts is not None:
+        points["contact_pos"] = sensors.contacts.pos
+    return points
+
+
+def _batch_size(n_values, source_pos, memory_limit):
+    """Sources for which values (at points, and summed) fit into some bytes."""
+    memory_limit = check_count("memory_limit", memory_limit)
+    itemsize = np.dtype(jax.dtypes.canonicalize_dtype(source_pos.dtype)).itemsize
+    # Twice: a model needs as much again to form its values.
+    return int(np.clip(memory_limit // (2 * 3 * itemsize * n_values), 1, len(source_pos)))
 
 
 @jax.jit

@@ -213,6 +213,7 @@ def described(src):
 
 
 def read_file(argument, path, reader):
+    """Read a file with a function of MNE; `ValueError` names the argument and the cause."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"the {argument} file {path} does not exist.")

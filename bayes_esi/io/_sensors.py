@@ -28,7 +28,7 @@ HEAD_FRAME = 4
 _FRAMES = {1: "MEG device", 5: "MRI", 0: "unknown"}
 
 
-def sensors_of(info, *, accuracy="accurate", kinds=tuple(FAMILIES)):
+def sensors_of(info, *, accuracy="accurate", kinds=tuple(FAMILIES), eeg_reference="recorded"):
     """Read the sensors of a recording, in its order.
 
     Parameters
@@ -39,6 +39,11 @@ def sensors_of(info, *, accuracy="accurate", kinds=tuple(FAMILIES)):
         MNE computes forward solutions with.
     kinds : sequence of str
         Kinds of channels to take: "mag", "grad", "eeg", "seeg", "ecog", "dbs".
+    eeg_reference : str
+        "recorded" reads each electrode against the reference electrode where the recording names
+        one, as MNE does. "none" does not: all the same once the average reference is taken, as
+        `bayes_esi.from_mne` and MNE's inverse operators do, and the way out where the reference
+        (nose, mastoid) lies off the head model, such as a sphere.
 
     Returns
     -------
@@ -61,6 +66,7 @@ def sensors_of(info, *, accuracy="accurate", kinds=tuple(FAMILIES)):
             "mne.io.read_info(path)."
         )
     check_choice("accuracy", accuracy, tuple(ACCURACIES))
+    check_choice("eeg_reference", eeg_reference, ("recorded", "none"))
     types = info.get_channel_types(unique=False)
     picks = [i for i, kind in enumerate(types) if kind in FAMILIES and kind in kinds]
     if not picks:
@@ -72,7 +78,13 @@ def sensors_of(info, *, accuracy="accurate", kinds=tuple(FAMILIES)):
     _check_positions(channels)
     _check_compensation(channels)
     to_head = _device_to_head(info, channels)
-    coils = [_coil_of(channel, accuracy, to_head) for channel in channels]
+    has_reference = eeg_reference == "recorded"
+    coils = [
+        _coil_of(channel, accuracy, to_head)
+        if int(channel["kind"]) == MEG_CHANNEL
+        else _electrode_of(channel, has_reference)
+        for channel in channels
+    ]
     return make_sensors(
         coils,
         [channel["ch_name"] for channel in channels],
@@ -123,11 +135,13 @@ def coil_definitions(path=None):
     return coils
 
 
+def _electrode_of(channel, has_reference):
+    pos, reference = np.asarray(channel["loc"][:6], np.float64).reshape(2, 3)
+    is_named = np.all(np.isfinite(reference)) and np.any(reference)
+    return electrode(pos, reference if has_reference and is_named else None)
+
+
 def _coil_of(channel, accuracy, to_head):
-    if int(channel["kind"]) != MEG_CHANNEL:
-        loc = np.asarray(channel["loc"], np.float64)
-        has_reference = np.all(np.isfinite(loc[3:6])) and np.any(loc[3:6])
-        return electrode(loc[:3], loc[3:6] if has_reference else None)
     kind = int(channel["coil_type"]) & 0xFFFF
     coil = coil_definitions().get((kind, ACCURACIES[accuracy]))
     if coil is None:

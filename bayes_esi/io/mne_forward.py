@@ -51,6 +51,7 @@ def compute_forward(
     keep=None,
     accuracy="accurate",
     kinds=tuple(FAMILIES),
+    eeg_reference="recorded",
     memory_limit=2**29,
 ):
     """Compute the lead field of a recording's sensors in a head model.
@@ -66,7 +67,7 @@ def compute_forward(
         Between MRI and head, either way; needed if `src` is in MRI coordinates.
     keep : (n_sources,) bool array, optional
         Which sources to take, for example those inside of the brain.
-    accuracy, kinds
+    accuracy, kinds, eeg_reference
         As in `sensors_of`.
     memory_limit : int
         As in `bayes_esi.forward.sensors.lead_field_of`.
@@ -83,7 +84,7 @@ def compute_forward(
         `trans`, sensors among the sources, positions in mm, a model without the methods that
         the channels need.
     """
-    sensors = sensors_of(info, accuracy=accuracy, kinds=kinds)
+    sensors = sensors_of(info, accuracy=accuracy, kinds=kinds, eeg_reference=eeg_reference)
     mri_to_head = None if trans is None else mri_to_head_of(trans)["trans"]
     src = read_source_space(src, trans)
     n_sources = sum(int(block["nuse"]) for block in src)

@@ -253,7 +253,7 @@ def test_jit_vmap_and_single_positions_agree(mixed):
     assert single.shape == (13, 3)
     np.testing.assert_allclose(single, whole[:, 1], **kwargs)
     np.testing.assert_allclose(jax.jit(lead_field_of)(HEAD, mixed, SOURCES[:4]), whole, **kwargs)
-    each = jax.vmap(lead_field_of, (None, None, 0), 1)(HEAD, mixed, SOURCES[:4])
+    each = jax.jit(jax.vmap(lead_field_of, (None, None, 0), 1))(HEAD, mixed, SOURCES[:4])
     np.testing.assert_allclose(each, whole, **kwargs)
 
 
@@ -298,6 +298,50 @@ class Plain:
 
     def meg(self, source_pos, coil_pos, coil_normal):
         return jnp.einsum("pi,si,pj->psj", coil_pos, source_pos, coil_normal)
+
+
+@jax.jit
+def twice(x):
+    return 2 * x
+
+
+class Solving(Head):
+    """A model that adds up by channel before it solves."""
+
+    def check_sources(self, source_pos):
+        if np.linalg.norm(source_pos, axis=-1).max() > 0.08:
+            raise ValueError("source_pos has sources outside of the brain")
+
+    def transfer(self, electrode_pos, coil_pos, coil_normal, contact_pos, *, mixing):
+        # A solution on the host, with a compiled kernel in it.
+        coil_pos = np.asarray(twice(0.5 * coil_pos))
+
+        def evaluate(source_pos):
+            values = [
+                self.eeg(source_pos, electrode_pos),
+                self.meg(source_pos, coil_pos, coil_normal),
+                self.seeg(source_pos, contact_pos),
+            ]
+            return jnp.tensordot(mixing, jnp.concatenate(values), 1)
+
+        return evaluate
+
+
+def test_models_that_solve_first_add_up_themselves(mixed):
+    plain = lead_field_of(HEAD, mixed, SOURCES)
+    solving = Solving(np.array(1.0))
+    mixing = mixed.mixing()
+    assert mixing.shape == (13, mixed.n_points)
+    assert np.count_nonzero(mixing) == 6 * 2 + np.count_nonzero(mixed.coils.weights) + 1
+    scale = np.abs(plain).max(axis=(1, 2), keepdims=True)
+    got = lead_field_of(solving, mixed, SOURCES, memory_limit=50_000)
+    np.testing.assert_allclose(got / scale, plain / scale, atol=1e-13)
+    single = lead_field_of(solving, mixed, SOURCES[0])
+    np.testing.assert_allclose(single / scale[:, 0], plain[:, 0] / scale[:, 0], atol=1e-13)
+    traced = jax.jit(lambda pos: lead_field_of(solving, mixed, pos))(SOURCES[0])
+    np.testing.assert_allclose(traced, single, rtol=1e-11, atol=1e-14 * np.abs(plain).max())
+    with pytest.raises(ValueError, match="outside of the brain"):
+        lead_field_of(solving, mixed, 2.5 * SOURCES[:3])
 
 
 # --- references ----------------------------------------------------------------------------------
