@@ -44,6 +44,7 @@ import dataclasses
 import warnings
 import zipfile
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import cKDTree
@@ -242,12 +243,14 @@ class BEM:
         ValueError
             If no sensors are given or they are not where they belong.
         """
-        sensors = self._check_sensors(electrode_pos, coil_pos, coil_normal, contact_pos)
-        if mixing is not None:
-            mixing = check_array("mixing", mixing, shape=("n_channels", sum(sensors.counts)))
-        identity = fingerprint(sensors, mixing)
-        if self._last[0] != identity:
-            self._last = identity, self._solve(sensors, mixing)
+        # Sensors are known also where a transformation traces the sources.
+        with jax.ensure_compile_time_eval():
+            sensors = self._check_sensors(electrode_pos, coil_pos, coil_normal, contact_pos)
+            if mixing is not None:
+                mixing = check_array("mixing", mixing, shape=("n_channels", sum(sensors.counts)))
+            identity = fingerprint(sensors, mixing)
+            if self._last[0] != identity:
+                self._last = identity, self._solve(sensors, mixing)
         return self._last[1]
 
     def conductivity_derivative(

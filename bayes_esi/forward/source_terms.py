@@ -162,19 +162,15 @@ def source_terms(source_pos, mesh):
     """
     angles, layers, moments = surface_integrals(source_pos, mesh)
     n_faces = layers.shape[0]
-    shape = (-1,) + (1,) * (source_pos.ndim - 1)
-    components = []
-    for d in range(3):
-        total = 0.0
-        for at, normal, gradient in zip(
-            mesh.corner_at, mesh.normal_weight[d], mesh.gradient_weight[d], strict=True
-        ):
-            total += normal.reshape(shape) * angles[at]
-            total += gradient.reshape(shape) * layers[at % n_faces]
-        for at, weight in zip(mesh.edge_at, mesh.edge_weight[d], strict=True):
-            total -= weight.reshape(shape) * moments[at]
-        components.append(total / (4 * np.pi))
-    return jnp.stack(components, axis=1)
+
+    def gather(weights, values, at):
+        weights = weights.reshape(*weights.shape, *(1,) * (source_pos.ndim - 1))
+        return jnp.sum(weights * values[at][None], axis=1)  # xyz, vertex, source
+
+    total = gather(mesh.normal_weight, angles, mesh.corner_at)
+    total += gather(mesh.gradient_weight, layers, mesh.corner_at % n_faces)
+    total -= gather(mesh.edge_weight, moments, mesh.edge_at)
+    return jnp.swapaxes(total, 0, 1) / (4 * np.pi)
 
 
 @jax.jit
