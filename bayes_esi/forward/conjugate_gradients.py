@@ -176,7 +176,13 @@ def _iterate(table, right_sides, goal, max_steps):
         return step + 1, solution, residual, direction, new_power
 
     power = jnp.sum(right_sides**2, axis=0)
-    state = (jnp.asarray(0, jnp.int32), jnp.zeros_like(right_sides), right_sides, right_sides, power)
+    state = (
+        jnp.asarray(0, jnp.int32),
+        jnp.zeros_like(right_sides),
+        right_sides,
+        right_sides,
+        power,
+    )
     state = jax.lax.while_loop(is_running, advance, state)
     return state[1], state[0]
 
