@@ -11,14 +11,14 @@ at r' then gives at r, with r< and r> the smaller and the larger of the two radi
 cosine between them,
 
     V = 1/(4 pi) sum_n h_n S_n,      S_n = (r</r>)^n P_n(x),
-    h_n = (2n + 1) F(r<) / (F(r>) W(r>)),  F(r) = f(r) / r^n,  W = r s (r f'/f - r g'/g),
+    h_n = (2n + 1) F(r<) / (F(r>) W(r>)),  F = f / r^n,  W = r s (r f'/f - r g'/g),
 
 and a dipole its derivative along r'. With Q_n = (r</r>)^(n-1) P_n'(x) and b_n the logarithmic
 derivative of h_n S_n in r' (r f'/f for a source inside the electrode's radius, r g'/g outside),
 
-    dV/dr' = 1/(4 pi) sum_n h_n { Q_n r / r>^2 + r' [ (b_n - n) S_n / r'^2 - Q_{n-1} c ] }
+    dV/dr' = 1/(4 pi) sum_n h_n { Q_n r / r>^2 + r' [ (b_n - n) S_n / r'^2 - c Q_{n-1} ] }
 
-with c = 1/r^2 inside and r^2/r'^4 outside. S_n and Q_n are polynomials in r.r'/r>^2 and
+with c = (r</r>)^2 / r'^2. S_n and Q_n are polynomials in r.r'/r>^2 and
 (r</r>)^2, and b_n = n in an isotropic innermost shell: no angle and no direction of r' appears,
 hence nothing is singular at the centre or on the axis.
 
@@ -30,8 +30,8 @@ are equal; the rest are mirror images beyond the interfaces.
 Only ratios enter: F and both logarithmic derivatives come from coefficients of reflection
 that are bounded, so no power overflows however many terms there are.
 
-References: de Munck, Peters 1993, doi:10.1109/10.245634 (anisotropic shells); Zhang 1995,
-doi:10.1088/0031-9155/40/3/001 (fast computation).
+References: de Munck, Peters 1993, IEEE Transactions on Biomedical Engineering 40:1166
+(anisotropic shells); Zhang 1995, doi:10.1088/0031-9155/40/3/001 (fast computation).
 """
 
 from functools import partial
@@ -85,31 +85,64 @@ def potential_lead_field(
     tiny = jnp.finfo(source_pos.dtype).eps
     unit = radii[-1]
     radii = radii / unit
-    source = source_pos.T[:, None, :] / unit
-    electrode = electrode_pos.T[:, :, None] / unit
+    source = [x[None, :] / unit for x in source_pos.T]
+    electrode = [x[:, None] / unit for x in electrode_pos.T]
     square_s = jnp.maximum(sum(x * x for x in source), tiny**2)
     radius_s = jnp.sqrt(square_s)
     radius_e = jnp.sqrt(jnp.maximum(sum(x * x for x in electrode), tiny**2))
     if on_surface:
-        electrode = electrode / radius_e
+        electrode = [x / radius_e for x in electrode]
         radius_e = jnp.ones((1, 1), radius_e.dtype)
     at_source = _place(radius_s, radii, sigma_radial)
     at_electrode = _place(radius_e, radii, sigma_radial)
 
     is_inside = radius_s <= radius_e
     larger = jnp.where(is_inside, radius_e, radius_s)
-    ratio2 = (jnp.where(is_inside, radius_s, radius_e) / larger) ** 2
-    tau = sum(s * e for s, e in zip(source, electrode, strict=True)) / larger**2
-    along_source = jnp.where(is_inside, 1 / radius_e**2, radius_e**2 / square_s**2)
     is_same = at_source.shell == at_electrode.shell
-    direct = jnp.where(is_same, 1 / (larger * at_source.conductivity), 0)
+    direct = jnp.where(is_same, 1 / at_source.conductivity, 0)
 
     orders = jnp.arange(1, n_terms + 1, dtype=source_pos.dtype)
-    shells = _shell_terms(orders[:, None], radii, sigma_radial, sigma_tangential)
+    shells = _shell_terms(orders, radii, sigma_radial, sigma_tangential)
+    along_electrode, along_source = _sum_orders(
+        orders,
+        jax.tree.map(jnp.transpose, shells),  # an order a row
+        at_source,
+        at_electrode,
+        sum(s * e for s, e in zip(source, electrode, strict=True)) / larger**2,
+        direct,
+    )
+    # Order 0 carries no current: a source outside the electrode's radius lifts the potential
+    # within, by the strength of a double layer spread over its sphere.
+    layer = 1 / (at_source.conductivity * radius_s * square_s)
+    along_source = along_source - jnp.where(is_inside | is_same, 0, layer)
+
+    apart = [e - s for s, e in zip(source, electrode, strict=True)]
+    distance2 = jnp.where(is_same, sum(x * x for x in apart), 1)
+    unbounded = direct / (distance2 * jnp.sqrt(distance2))
+    lead = [
+        (along_electrode + unbounded) * e + (along_source - unbounded) * s
+        for s, e in zip(source, electrode, strict=True)
+    ]
+    return jnp.stack(lead, axis=-1) / (4 * jnp.pi * unit**2)
+
+
+def _sum_orders(orders, shells, at_source, at_electrode, tau, direct):
+    """Multiples of the electrode's and of the source's position, less the unbounded medium's.
+
+    `tau` is r.r'/r>^2, `direct` the inverse conductivity of the unbounded medium or zero.
+    """
+    is_inside = at_source.radius <= at_electrode.radius
+    larger = jnp.where(is_inside, at_electrode.radius, at_source.radius)
+    ratio2 = (jnp.where(is_inside, at_source.radius, at_electrode.radius) / larger) ** 2
+    radius2 = at_source.radius**2
+    before = ratio2 / radius2  # c of the module's docstring
+    # Where F alone could overflow, deep in a shell of small tangential conductivity, the power
+    # of the ratio has long vanished: the bound keeps infinity from meeting zero.
+    bound = jnp.log(jnp.finfo(tau.dtype).max) / 2
 
     def add(carry, term):
         n, shell = term
-        q, q_before, sum_electrode, sum_source = carry
+        q, q_before, along_electrode, along_source = carry
         log_s, rise_s, fall_s = _solutions(n, shell, at_source)
         log_e, rise_e, fall_e = _solutions(n, shell, at_electrode)
         jump = jnp.where(
@@ -118,43 +151,25 @@ def potential_lead_field(
             at_source.conductivity * (rise_s - fall_s),
         )
         log_ratio = jnp.where(is_inside, log_s - log_e, log_e - log_s)
-        # Below -log(eps)^2 or so the powers of the ratio have died long before: a bound keeps
-        # infinity from meeting zero there.
-        bound = jnp.log(jnp.finfo(log_ratio.dtype).max) / 2
-        h = (2 * n + 1) * jnp.exp(jnp.minimum(log_ratio, bound)) / (larger * jump)
-        radial = jnp.where(is_inside, h * rise_s, h * fall_s + (2 * n + 1) * direct)
+        h = (2 * n + 1) * jnp.exp(jnp.minimum(log_ratio, bound)) / jump
+        radial = jnp.where(is_inside, h * rise_s, h * fall_s + (2 * n + 1) * direct) / radius2
         h = h - direct
         s = (tau * q - ratio2 * q_before) / n
-        sum_electrode = sum_electrode + h * q
-        sum_source = sum_source + (radial / square_s) * s - h * along_source * q_before
+        along_electrode = along_electrode + h * q
+        along_source = along_source + radial * s - h * before * q_before
         q_next = ((2 * n + 1) * tau * q - (n + 1) * ratio2 * q_before) / n
-        return (q_next, q, sum_electrode, sum_source), None
+        return (q_next, q, along_electrode, along_source), None
 
     zero = jnp.zeros_like(tau)
     start = (jnp.ones_like(tau), zero, zero, zero)
-    (_, _, sum_electrode, sum_source), _ = jax.lax.scan(add, start, (orders, shells))
-
-    # Order 0 carries no current: a source outside the electrode's radius lifts the potential
-    # within, by the strength of a double layer spread over its sphere.
-    layer = jnp.where(is_inside | is_same, 0, 1 / (at_source.conductivity * radius_s * square_s))
-    sum_source = sum_source - layer
-    sum_electrode = sum_electrode / larger**2
-
-    apart = [e - s for s, e in zip(source, electrode, strict=True)]
-    distance2 = jnp.where(is_same, sum(x * x for x in apart), 1)
-    unbounded = jnp.where(is_same, 1 / at_source.conductivity, 0) / (
-        distance2 * jnp.sqrt(distance2)
-    )
-    sum_source = sum_source - unbounded
-    sum_electrode = sum_electrode + unbounded
-    lead = [sum_electrode * e + sum_source * s for s, e in zip(source, electrode, strict=True)]
-    return jnp.stack(lead, axis=-1) / (4 * jnp.pi * unit**2)
+    (_, _, along_electrode, along_source), _ = jax.lax.scan(add, start, (orders, shells))
+    return along_electrode / larger**3, along_source / larger
 
 
 def _place(radius, radii, conductivity):
     """Look up the shell of each radius; what lies on an interface belongs to the inner shell."""
-    shell = jnp.searchsorted(radii, radius * (1 - 4 * jnp.finfo(radius.dtype).eps))
-    shell = jnp.minimum(shell, radii.shape[0] - 1)
+    just_within = radius * (1 - 4 * jnp.finfo(radius.dtype).eps)
+    shell = jnp.sum(just_within[:, :, None] > radii[None, None, :-1], axis=-1)
     return _Place(
         radius=radius,
         shell=shell,
@@ -185,34 +200,31 @@ def _solutions(n, shell, place):
 
 
 def _shell_terms(n, radii, sigma_radial, sigma_tangential):
-    """Reflections and scales of all shells for orders n (n_terms, 1)."""
-    ratio = sigma_tangential / sigma_radial
+    """Reflections and scales of all shells for orders n (n_terms,): arrays (n_shells, n_terms)."""
+    ratio = (sigma_tangential / sigma_radial)[:, None]
+    n = n[None]
     product = n * (n + 1)
     # v - n without the cancellation: exactly zero in an isotropic shell.
     excess = (ratio - 1) * product / (jnp.sqrt(0.25 + ratio * product) + n + 0.5)
     power = n + excess
-    log_thickness = jnp.log(_inner_radii(radii) / radii)
+    log_thickness = jnp.log(_inner_radii(radii) / radii)[:, None]
     across = jnp.exp((2 * power + 1) * log_thickness)
-    n_shells = radii.shape[0]
+    shells = (sigma_radial, power, across, excess * log_thickness)
 
-    up, flux = [], None
-    for shell in range(n_shells):  # outwards: what the shells within reflect
-        s, v, q = sigma_radial[shell], power[:, shell], across[:, shell]
-        u = jnp.zeros_like(v) if flux is None else (s * v - flux) / (s * (v + 1) + flux)
-        flux = s * (v - (v + 1) * u * q) / (1 + u * q)
-        up.append(u)
+    def outwards(current, shell):  # what the shells within reflect
+        s, v, q, _ = shell
+        up = (s * v - current) / (s * (v + 1) + current)
+        return s * (v - (v + 1) * up * q) / (1 + up * q), up
 
-    down, flux = [], jnp.zeros_like(power[:, 0])
-    for shell in reversed(range(n_shells)):  # inwards: what the shells without reflect
-        s, v, q = sigma_radial[shell], power[:, shell], across[:, shell]
-        d = (flux + s * (v + 1)) / (s * v - flux)
-        flux = s * (v * d * q - (v + 1)) / (1 + d * q)
-        down.insert(0, d)
+    def inwards(carry, shell):  # what the shells without reflect, and how f has grown
+        (current, log_f), ((s, v, q, log_power), up) = carry, shell
+        down = (current + s * (v + 1)) / (s * v - current)
+        current = s * (v * down * q - (v + 1)) / (1 + down * q)
+        log_scale = log_f - jnp.log1p(up * q)
+        return (current, log_scale + log_power + jnp.log1p(up)), (down, log_scale)
 
-    log_scale, log_f = [], jnp.zeros_like(power[:, 0])
-    for shell in reversed(range(n_shells)):
-        log_f = log_f - jnp.log1p(up[shell] * across[:, shell])
-        log_scale.insert(0, log_f)
-        log_f = log_f + excess[:, shell] * log_thickness[shell] + jnp.log1p(up[shell])
-
-    return _Shells(excess, *(jnp.stack(x, axis=-1) for x in (up, down, log_scale)))
+    # Nothing is reflected at the centre; no current crosses the outermost radius.
+    zero = jnp.zeros_like(power[0])
+    _, up = jax.lax.scan(outwards, sigma_radial[0] * power[0], shells)
+    _, (down, log_scale) = jax.lax.scan(inwards, (zero, zero), (shells, up), reverse=True)
+    return _Shells(excess, up, down, log_scale)

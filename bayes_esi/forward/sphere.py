@@ -16,13 +16,14 @@ Lead fields are written as q . (r' x w) and as polynomials in scalar products: n
 singular at the centre or where source and sensor share an axis, and jit, vmap and derivatives
 with respect to every argument that is an array pass through.
 
-References: Sarvas 1987, doi:10.1088/0031-9155/32/1/004; de Munck, Peters 1993,
-doi:10.1109/10.245634.
+References: Sarvas 1987, doi:10.1088/0031-9155/32/1/004; de Munck, Peters 1993, IEEE Transactions
+on Biomedical Engineering 40:1166.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from ..core.checks import check_array, check_count
 from ._points import (
@@ -46,6 +47,7 @@ _TRACED_ECCENTRICITY = 0.98
 _MOST_TERMS = 20_000
 # An electrode this far (as a fraction of the radius) outside lies on the surface up to rounding.
 _ON_SURFACE = 1e-3
+_SAME_PLACE = 1e-9  # m
 
 
 def sphere_meg(source_pos, coil_pos, coil_normal):
@@ -108,7 +110,7 @@ def sphere_eeg(source_pos, electrode_pos, *, radii, sigma_radial, sigma_tangenti
     n_terms : int, optional
         Legendre orders to sum. By default as many as the closest of the given pairs needs for
         ten digits; where positions are traced, as many as eccentricity 0.98 of the innermost
-        shell needs.
+        shell needs, and where conductivities are, as many as isotropic shells need.
 
     Returns
     -------
@@ -121,8 +123,8 @@ def sphere_eeg(source_pos, electrode_pos, *, radii, sigma_radial, sigma_tangenti
     ValueError
         If shapes do not fit, values are not finite, a position looks like millimetres, radii
         do not increase, a conductivity is not positive, a source or an electrode lies outside
-        the sphere, or a source lies so close to the radius of an electrode that the series does
-        not converge.
+        the sphere, a source lies on an electrode, or so close to the radius of one that the
+        series converges too slowly.
 
     Notes
     -----
@@ -138,8 +140,10 @@ def sphere_eeg(source_pos, electrode_pos, *, radii, sigma_radial, sigma_tangenti
     if is_known(radii):
         check_sources_within(source_pos, float(radii[-1]), "the outermost sphere")
         _check_electrodes_within(electrode_pos, float(radii[-1]))
-    dtype = common_dtype(source_pos, electrode_pos, *shells)
+    dtype = common_dtype(source_pos, electrode_pos)
     on_surface = is_known(electrode_pos, radii) and _are_on_surface(electrode_pos, radii[-1])
+    if not on_surface:
+        _check_apart(source_pos, electrode_pos)
     if n_terms is None:
         n_terms = _terms_needed(source_pos, electrode_pos, shells, on_surface, dtype)
     source_pos, *others = cast(dtype, source_pos, electrode_pos, *shells)
@@ -248,49 +252,73 @@ def _are_on_surface(electrode_pos, radius):
     return bool(np.all(radius_of(electrode_pos) >= radius * (1 - rounding)))
 
 
+def _check_apart(source_pos, electrode_pos):
+    """Refuse electrodes within the head where a source is."""
+    if not is_known(source_pos, electrode_pos):
+        return
+    apart = cdist(np.reshape(electrode_pos, (-1, 3)), np.reshape(source_pos, (-1, 3)))
+    n_touching = np.count_nonzero(apart < _SAME_PLACE)
+    if n_touching:
+        raise ValueError(
+            f"source_pos and electrode_pos coincide in {n_touching} pairs, where the potential of "
+            "a point dipole is infinite; move them apart, or use unbounded, whose contacts have a "
+            "radius."
+        )
+
+
 def _terms_needed(source_pos, electrode_pos, shells, on_surface, dtype):
     """Legendre orders that the slowest of all pairs needs, rounded up to a coarse scale.
 
-    Terms fall as n^2 times the n-th power of the ratio of radii, each shell stretched by the
-    square root of its ratio of conductivities. For a pair within one isotropic shell only the
-    mirror images remain, whose radii are those reflected at the interfaces.
-    The scale is coarse so that few different numbers, hence few compilations, occur.
+    Terms fall as n^(3/2) exp(-decay n). The scale is coarse so that few different numbers, hence
+    few compilations, occur.
     """
-    if not is_known(*shells):
-        raise ValueError("n_terms must be given where radii or conductivities are traced.")
-    radii, sigma_radial, sigma_tangential = (np.asarray(x, np.float64) for x in shells)
-    stretch = np.sqrt(sigma_tangential / sigma_radial)
+    radii, *conductivities = shells
+    if not is_known(radii):
+        raise ValueError("n_terms must be given where radii are traced.")
+    radii = np.asarray(radii, np.float64)
+    stretch = np.ones(radii.size)  # conductivities that are traced count as isotropic
+    if is_known(*conductivities):
+        stretch = np.sqrt(np.divide(conductivities[1], conductivities[0], dtype=np.float64))
+    source_radius, electrode_radius = _TRACED_ECCENTRICITY * radii[:1], radii[-1:]
+    if is_known(source_pos):
+        source_radius = radius_of(source_pos).ravel()
+    if is_known(electrode_pos) and not on_surface:
+        electrode_radius = radius_of(electrode_pos)
+    decay = _decay(source_radius, electrode_radius[:, None], radii, stretch)
+    digits = -np.log(max(float(np.finfo(dtype).eps), 1e-12))
+    least = (digits + 1.5 * np.log(_MOST_TERMS)) / _MOST_TERMS
+    n_slow = np.count_nonzero(decay < least)
+    if n_slow:
+        raise ValueError(
+            f"{n_slow} pairs of source_pos and electrode_pos converge too slowly: they share a "
+            f"radius up to {1e3 * least * radii[-1]:.2g} mm, or both touch an interface. Move "
+            "these sources, or give n_terms."
+        )
+    n_terms = 16.0
+    for _ in range(8):  # a fixed point: n appears in its own logarithm
+        n_terms = max(16.0, (digits + 1.5 * np.log(n_terms)) / float(np.min(decay)))
+    return int(np.ceil(2 ** (np.ceil(4 * np.log2(n_terms)) / 4)))
+
+
+def _decay(source_radius, electrode_radius, radii, stretch):
+    """Logarithm by which a term of the series falls from one order to the next, for each pair.
+
+    It is the distance of the two radii on a logarithmic scale, each shell stretched by the square
+    root of its tangential over its radial conductivity. Within one isotropic shell only mirror
+    images are summed, whose distance leads over an interface.
+    """
     edges = np.concatenate([[1e-300], radii])
-    depths = np.concatenate([np.cumsum((stretch * np.diff(np.log(edges)))[::-1])[::-1], [0.0]])
+    thickness = stretch * np.diff(np.log(edges))
+    beyond = np.append(np.cumsum(thickness[::-1])[::-1][1:], 0.0)  # from each outer radius out
 
     def locate(radius):
         radius = np.clip(radius, 1e-12 * radii[0], radii[-1])
         shell = np.searchsorted(radii[:-1], radius * (1 - 1e-12))
-        outer = stretch[shell] * np.log(radii[shell] / radius)
-        inner = stretch[shell] * np.log(radius / edges[shell])
-        return shell, depths[shell + 1] + outer, outer, inner
+        to_outer = stretch[shell] * np.log(radii[shell] / radius)
+        return shell, to_outer, thickness[shell] - to_outer, beyond[shell] + to_outer
 
-    known = is_known(source_pos)
-    radius_s = radius_of(source_pos).ravel() if known else _TRACED_ECCENTRICITY * radii[:1]
-    radius_e = radii[-1:]
-    if not on_surface and is_known(electrode_pos):
-        radius_e = radius_of(electrode_pos)
-    shell_s, depth_s, outer_s, inner_s = locate(radius_s[None, :])
-    shell_e, depth_e, outer_e, inner_e = locate(radius_e[:, None])
+    shell_s, outer_s, inner_s, depth_s = locate(source_radius)
+    shell_e, outer_e, inner_e, depth_e = locate(electrode_radius)
     images = np.minimum(outer_s + outer_e, inner_s + inner_e)
     has_closed_form = (shell_s == shell_e) & (stretch[shell_s] == 1)
-    decay = np.where(has_closed_form, images, np.abs(depth_s - depth_e))
-    digits = -np.log(max(float(np.finfo(dtype).eps), 1e-12))
-    most = (digits + 1.5 * np.log(_MOST_TERMS)) / _MOST_TERMS
-    is_slow = decay < most
-    if np.any(is_slow):
-        raise ValueError(
-            f"{np.count_nonzero(is_slow)} pairs of source_pos, electrode_pos converge too slowly: "
-            f"they share a radius up to {1e3 * most * radii[-1]:.2g} mm, or both touch an "
-            "interface. Move these sources, or give n_terms."
-        )
-    slowest = float(np.min(decay))
-    n_terms = 16.0
-    for _ in range(8):  # a fixed point: n appears in its own logarithm
-        n_terms = max(16.0, (digits + 1.5 * np.log(n_terms)) / slowest)
-    return int(np.ceil(2 ** (np.ceil(4 * np.log2(n_terms)) / 4)))
+    return np.where(has_closed_form, images, np.abs(depth_s - depth_e))
