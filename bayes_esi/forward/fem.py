@@ -19,6 +19,7 @@ doi:10.1016/j.neuroimage.2005.10.014 (anisotropy).
 """
 
 import dataclasses
+import warnings
 import zipfile
 
 import jax
@@ -106,7 +107,7 @@ class Transfer:
 
     def _check_inside(self, points):
         mesh = self.source_mesh
-        depth = np.asarray(locate(mesh, jnp.asarray(points, mesh.nodes.dtype)))
+        depth, is_exposed = map(np.asarray, locate(mesh, jnp.asarray(points, mesh.nodes.dtype)))
         doubtful = np.flatnonzero(depth < _INSIDE_TOL)
         if doubtful.size:  # the walk can end early at a concave corner: search all elements
             nodes, elements = np.asarray(mesh.nodes, np.float64), np.asarray(mesh.elements)
@@ -118,6 +119,14 @@ class Transfer:
                     f"source_pos: {outside.size} of {len(points)} sources lie outside the source "
                     f"compartment (numbers {listed}); leave them out or move them inside."
                 )
+        if is_exposed.any() and self.source_model == "venant":
+            warnings.warn(
+                f"source_pos: {np.count_nonzero(is_exposed)} of {len(points)} sources lie in "
+                "elements with all corners on the surface of the source compartment, where St "
+                "Venant is inaccurate; move them inwards or refine the mesh.",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def save(self, path):
         """Write the arrays to `path`, ``.npz`` without pickle; a kill leaves the old or the new."""

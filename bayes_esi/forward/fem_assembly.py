@@ -17,7 +17,9 @@ rest of its row, which makes that exact.
 The magnetic field of the volume currents -sigma grad u along a coil's normal n is linear in u
 as well, so one more right-hand side per coil gives the field of every source:
 
-    B . n = sum_i g_i u_i,   g_i = -mu0/4pi int (sigma grad phi_i) . (R x n / |R|^3),  R = r_coil - r'.
+    B . n = sum_i g_i u_i,   g_i = -mu0/4pi int (sigma grad phi_i) . (R x n / |R|^3)
+
+with R from the point of integration to the coil.
 
 Cost O(n_elements) with 6 pairs of corners for a tetrahedron and 28 for a voxel;
 O(n_elements n_coils) for the coils.

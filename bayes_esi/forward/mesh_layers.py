@@ -11,16 +11,18 @@ body-centred cubic lattice (the lattice whose Delaunay tetrahedra are all alike 
 regular) that is coarser in the middle, mapped to the head by x = centre + s X(direction) with X
 linear on every face.
 
-Cost O(n_nodes log n_nodes), about 4 s for 100,000 nodes.
+Cost O(n_nodes log n_nodes), about 10 s for 100,000 nodes, nearly all of it in Qhull.
 
 Reference: Dompierre, Labbé, Vallet, Camarero 1999, "How to subdivide pyramids, prisms and
 hexahedra into tetrahedra", 8th International Meshing Roundtable (the rule for diagonals).
 """
 
+import itertools
+
 import numpy as np
 from scipy.spatial import ConvexHull, Delaunay, cKDTree
 
-from ..core.checks import check_array, check_positive
+from ..core.checks import check_array, check_count, check_positive
 from .mesh import Mesh
 from .surfaces import check_positions, edge_lengths, enclosed_volume
 
@@ -28,7 +30,9 @@ __all__ = ["layered_mesh"]
 
 # Lattice points stay this many spacings away from the hull, so that no flat element arises.
 _CLEARANCE = 0.55
-_SMOOTHING = 0
+# Rounds of smoothing: they close the gaps between lattice and hull, which cost superficial
+# sources up to 3 % of RDM; more rounds change nothing.
+_SMOOTHING = 3
 
 
 def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, reference=None):
@@ -42,9 +46,12 @@ def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, r
     faces : (n_faces, 3) int array
         Triangles of every surface, normals outward.
     spacing : float, optional
-        Wanted edge length in m; by default the mean edge of the innermost surface. Thick shells
-        are divided into layers of about this height. The middle of the innermost compartment
-        has edges twice as long.
+        Wanted edge length inside the innermost surface, in m; by default the surface's mean
+        edge. Beyond a depth of eight edges they are twice as long.
+    n_layers : sequence of int, optional
+        Layers of elements in each shell from the inside out; by default as many as make them
+        half a `spacing` high. A poor conductor carries the steepest potential: four layers in
+        the skull and one in cerebrospinal fluid and scalp were best for their number of nodes.
     centre : (3,) array, optional
         A point that sees all of the innermost surface, in m; by default the mean of its vertices.
     reference : (n_vertices, 3) array, optional
@@ -72,6 +79,7 @@ def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, r
         reference = ray / np.linalg.norm(ray, axis=1, keepdims=True)
     reference = check_array("reference", reference, shape=innermost.shape)
     radius = float(np.linalg.norm(ray, axis=1).mean())
+    n_layers = _check_layers(n_layers, len(surfaces) - 1)
     points, inner = _ball(reference, faces, spacing / radius)
     n_vertices = len(innermost)
     core = centre + _lift(points[n_vertices:], reference, faces, ray)
@@ -80,9 +88,9 @@ def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, r
     # then one layer of nodes after the other.
     nodes, elements, labels = [innermost, core], [inner], [np.zeros(len(inner), np.int32)]
     bottom, n_nodes = np.arange(n_vertices), n_vertices + len(core)
-    for label, (low, high) in enumerate(zip(surfaces[:-1], surfaces[1:], strict=True), start=1):
+    for label, (low, high) in enumerate(itertools.pairwise(surfaces), start=1):
         gap = float(np.linalg.norm(high - low, axis=1).mean())
-        count = max(1, round(gap / spacing)) if n_layers is None else n_layers[label - 1]
+        count = max(1, round(2 * gap / spacing)) if n_layers is None else n_layers[label - 1]
         for layer in range(1, count + 1):
             top = n_nodes + np.arange(n_vertices)
             nodes.append(low + (high - low) * (layer / count))
@@ -112,6 +120,16 @@ def _check_surfaces(surfaces, faces):
     if min(enclosed) <= 0:
         raise ValueError("faces must be ordered outward: flip them with faces[:, ::-1].")
     return [surfaces[i] for i in np.argsort(enclosed)], faces
+
+
+def _check_layers(n_layers, n_shells):
+    if n_layers is None:
+        return None
+    if not np.iterable(n_layers) or len(n_layers) != n_shells:
+        raise ValueError(
+            f"n_layers must have one entry for each of the {n_shells} shells, got {n_layers!r}."
+        )
+    return [check_count(f"n_layers[{i}]", n) for i, n in enumerate(n_layers)]
 
 
 def _ball(reference, faces, spacing):
