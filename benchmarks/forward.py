@@ -354,6 +354,7 @@ def _mne_forward(info, model, pos):
 
 def _mne_sphere(electrodes, coils, normals, pos):
     import mne
+
     from bayes_esi.forward import sphere_meg
 
     head = mne.make_sphere_model(
@@ -426,7 +427,7 @@ def _mne_lead_field(surfaces, conductivity, electrodes, pos, solver="mne"):
 
 
 def _real_heads(options):
-    """Surfaces (outermost first), electrodes and sources of the sample subject and the average head."""
+    """Surfaces (outermost first), electrodes and sources of two heads."""
     import mne
 
     import bayes_esi as be

@@ -4,8 +4,10 @@ from .bem import BEM
 from .equivalent_dipoles import EquivalentDipoles, fit_equivalent_dipoles
 from .fem import FEM
 from .lead_field import LeadField
-from .mesh import Mesh, hexahedra_from_volume
+from .mesh import Mesh
 from .mesh_layers import layered_mesh
+from .mesh_surfaces import mesh_surfaces
+from .mesh_voxels import hexahedra_from_volume
 from .sensors import Sensors, average_reference, linked_reference
 from .sphere import sphere_eeg, sphere_meg
 from .sphere_model import Sphere
@@ -14,8 +16,8 @@ from .unbounded import bipolar_reference, unbounded, white_matter_reference
 
 __all__ = [
     "BEM",
-    "EquivalentDipoles",
     "FEM",
+    "EquivalentDipoles",
     "LeadField",
     "Mesh",
     "Sensors",
@@ -27,6 +29,7 @@ __all__ = [
     "hexahedra_from_volume",
     "layered_mesh",
     "linked_reference",
+    "mesh_surfaces",
     "sphere_eeg",
     "sphere_meg",
     "unbounded",

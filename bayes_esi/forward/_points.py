@@ -25,7 +25,7 @@ _LARGEST_HEAD = 1.0
 
 def is_known(*values):
     """Whether the values of these arrays are known now, so not traced."""
-    return not any(isinstance(value, jax.core.Tracer) for value in values)
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def cast(dtype, *values):

@@ -49,9 +49,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import cKDTree
 
+from ..core import ports
 from ..core.checks import check_array, check_positive
 from ..core.drive import fingerprint, write_atomically
-from ._points import check_points, is_known, on_host
+from ._points import check_points, is_known
 from .bem_adjoint import (
     Geometry,
     Sensors,
@@ -123,6 +124,25 @@ class BEM:
         self.conductivity = conductivity
         self._factors = None
         self._last = None, None
+
+    @classmethod
+    def from_mne(cls, bem, conductivity, trans=None):
+        """Prepare the surfaces of an MNE boundary element model.
+
+        Parameters
+        ----------
+        bem : mne.bem.ConductorModel, list of dict, or path-like
+            See `bayes_esi.io.mne_forward.bem_surfaces_of`.
+        conductivity : sequence of float
+            Of the compartment inside each surface, from the outermost in, in S/m.
+        trans : mne.Transform or path-like, optional
+            Between MRI and head; needed where the surfaces are in MRI coordinates.
+
+        Returns
+        -------
+        BEM
+        """
+        return ports.perform(cls, "from_mne", bem, conductivity, trans)
 
     @property
     def surfaces(self):
@@ -218,6 +238,25 @@ class BEM:
             As for `eeg`, and if contacts lie outside the innermost surface.
         """
         return self._lead_field(source_pos, memory_limit, contact_pos=contact_pos)
+
+    def lead_field(self, info, source_pos, **options):
+        """Lead field of the sensors of a recording.
+
+        Parameters
+        ----------
+        info : mne.Info
+        source_pos : (n_sources, 3) array or mne.SourceSpaces
+            Positions in m in head coordinates, or a source space.
+        **options
+            `trans`, `keep`, `accuracy`, `kinds`, `memory_limit` of
+            `bayes_esi.io.mne_forward.compute_forward`.
+
+        Returns
+        -------
+        LeadField
+            (n_channels, n_sources, 3), in V, T or T/m per A·m.
+        """
+        return ports.perform(self, "lead_field", info, source_pos, **options)
 
     def transfer(
         self, electrode_pos=None, coil_pos=None, coil_normal=None, contact_pos=None, *, mixing=None
@@ -371,7 +410,7 @@ class BEM:
             np.zeros((0, 3))
             if value is None
             else np.asarray(
-                check_points(name, on_host(value), in_metres=name != "coil_normal"), np.float64
+                check_points(name, value, in_metres=name != "coil_normal"), np.float64
             )
             for name, value in given.items()
         )

@@ -26,15 +26,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core import ports
 from ..core.checks import check_array, check_choice, check_count
 from ..core.drive import fingerprint, write_atomically
 from ..core.struct import static, struct
 from ..core.types import Array, Float
+from ._points import check_points
 from .conjugate_gradients import solve
 from .fem_assembly import conductivity_tensors, stiffness_matrix, volume_current_rows
 from .fem_sources import SourceMesh, build_source_mesh, locate, partial_integration, venant
 from .mesh import Mesh, locate_points
-from .surfaces import check_positions, nearest_points
+from .surfaces import nearest_points
 
 __all__ = ["FEM", "Transfer"]
 
@@ -100,7 +102,7 @@ class Transfer:
             points = source_pos
         else:
             points = np.asarray(source_pos)
-            self._check_inside(check_positions("source_pos", np.atleast_2d(points)))
+            self._check_inside(check_points("source_pos", np.atleast_2d(points)))
         points = jnp.asarray(points, self.rows.dtype)
         lead_field = _apply(self, jnp.atleast_2d(points))
         return lead_field[:, 0] if points.ndim == 1 else lead_field
@@ -277,6 +279,25 @@ class FEM:
         """
         return self._transfer_of("meg", coil_pos, coil_normal).apply(source_pos)
 
+    def lead_field(self, info, source_pos, **options):
+        """Lead field of the sensors of a recording.
+
+        Parameters
+        ----------
+        info : mne.Info
+        source_pos : (n_sources, 3) array or mne.SourceSpaces
+            Positions in m in head coordinates, or a source space.
+        **options
+            `trans`, `keep`, `accuracy`, `kinds`, `memory_limit` of
+            `bayes_esi.io.mne_forward.compute_forward`.
+
+        Returns
+        -------
+        LeadField
+            (n_channels, n_sources, 3), in V, T or T/m per A·m.
+        """
+        return ports.perform(self, "lead_field", info, source_pos, **options)
+
     def _transfer_of(self, kind, *sensors):
         identity = fingerprint([np.asarray(x) for x in sensors])
         if self._last.get(kind, (None,))[0] != identity:
@@ -329,7 +350,7 @@ class FEM:
 
     def _electrode_rows(self, electrode_pos):
         """Right-hand sides e: potential of an electrode against the mean of the skin."""
-        electrode_pos = check_positions("electrode_pos", electrode_pos)
+        electrode_pos = check_points("electrode_pos", electrode_pos)
         triangles = self.mesh.boundary()
         projected = nearest_points(electrode_pos, self.mesh.nodes, triangles)
         n_far = int(np.count_nonzero(projected.distance > _FARTHEST_ELECTRODE))
@@ -351,7 +372,7 @@ class FEM:
         return rows
 
     def _check_coils(self, coil_pos, coil_normal):
-        coil_pos = check_positions("coil_pos", coil_pos)
+        coil_pos = check_points("coil_pos", coil_pos)
         coil_normal = check_array("coil_normal", coil_normal, shape=coil_pos.shape)
         length = np.linalg.norm(coil_normal, axis=1)
         if np.any(np.abs(length - 1) > _UNIT_TOL):

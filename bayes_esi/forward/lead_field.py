@@ -71,6 +71,15 @@ class LeadField:
     block_kinds: tuple = static(default=("discrete",))
     subject: str | None = static(default=None)
 
+    def __array__(self, dtype=None, copy=None):
+        """The numbers alone: (n_channels, n_sources, n_orient)."""
+        return np.array(self.data, dtype, copy=copy)
+
+    @property
+    def shape(self):
+        """(n_channels, n_sources, n_orient)."""
+        return self.data.shape
+
     @property
     def n_channels(self):
         """Number of channels."""
@@ -280,6 +289,11 @@ class LeadField:
     def save(self, path):
         """Write a NetCDF file; the same object comes back from `bayes_esi.load`."""
         return ports.perform(self, "save", path)
+
+    @classmethod
+    def from_mne(cls, forward):
+        """Read an `mne.Forward`; see `bayes_esi.io.mne_forward.lead_field_from_mne`."""
+        return ports.perform(cls, "from_mne", forward)
 
     def to_mne(self, info=None, src=None):
         """Write as `mne.Forward`; see `bayes_esi.io.mne_forward.lead_field_to_mne`."""

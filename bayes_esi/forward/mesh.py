@@ -23,7 +23,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from .surfaces import check_positions
+from ._points import check_points
 
 __all__ = ["Mesh", "local_depth", "locate_points"]
 
@@ -65,7 +65,7 @@ class Mesh:
     labels: np.ndarray
 
     def __post_init__(self):
-        nodes = check_positions("nodes", self.nodes)
+        nodes = check_points("nodes", self.nodes)
         elements = _check_indices("elements", self.elements, len(nodes))
         if elements.ndim != 2 or elements.shape[1] not in _FACES:
             raise ValueError(

@@ -23,8 +23,9 @@ import numpy as np
 from scipy.spatial import ConvexHull, Delaunay, cKDTree
 
 from ..core.checks import check_array, check_count, check_positive
+from ._points import check_points
 from .mesh import Mesh
-from .surfaces import check_positions, edge_lengths, enclosed_volume
+from .surfaces import edge_lengths, enclosed_volume
 
 __all__ = ["layered_mesh"]
 
@@ -105,7 +106,7 @@ def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, r
 
 
 def _check_surfaces(surfaces, faces):
-    surfaces = [check_positions(f"surfaces[{i}]", vertices) for i, vertices in enumerate(surfaces)]
+    surfaces = [check_points(f"surfaces[{i}]", vertices) for i, vertices in enumerate(surfaces)]
     if not surfaces or any(s.shape != surfaces[0].shape for s in surfaces):
         raise ValueError(
             "surfaces must be one or more vertex arrays of equal shape, got shapes "

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core import ports
 from ..core.checks import check_array
 from ..core.struct import struct
 from ..core.types import Array, Float
@@ -127,6 +128,25 @@ class Sphere:
         if is_known(self.radii):
             check_coils_outside(coil_pos, float(self.radii[-1]), "the head")
         return sphere_meg(source_pos, coil_pos, coil_normal)
+
+    def lead_field(self, info, source_pos, **options):
+        """Lead field of the sensors of a recording.
+
+        Parameters
+        ----------
+        info : mne.Info
+        source_pos : (n_sources, 3) array or mne.SourceSpaces
+            Positions in m in head coordinates, or a source space.
+        **options
+            `trans`, `keep`, `accuracy`, `kinds`, `memory_limit` of
+            `bayes_esi.io.mne_forward.compute_forward`.
+
+        Returns
+        -------
+        LeadField
+            (n_channels, n_sources, 3), in V, T or T/m per A·m.
+        """
+        return ports.perform(self, "lead_field", info, source_pos, **options)
 
     def equivalent_dipoles(self, n_dipoles=8):
         """Equivalent dipoles of these shells (see `fit_equivalent_dipoles`), fitted once."""
