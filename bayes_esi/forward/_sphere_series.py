@@ -113,7 +113,7 @@ def potential_lead_field(
     )
     # Order 0 carries no current: a source outside the electrode's radius lifts the potential
     # within, by the strength of a double layer spread over its sphere.
-    layer = 1 / (at_source.conductivity * radius_s * square_s)
+    layer = 1 / (at_source.conductivity * larger**3)
     along_source = along_source - jnp.where(is_inside | is_same, 0, layer)
 
     apart = [e - s for s, e in zip(source, electrode, strict=True)]

@@ -75,7 +75,7 @@ class Sphere:
             Electrodes, m; projected along the radius on the outermost sphere.
         exact : bool
             Sum the series (see `sphere_eeg`); otherwise equivalent dipoles, fitted at the first
-            call, some twenty times as fast and good to 1e-8 for usual heads (see
+            call, some thirty times as fast and good to 1e-8 for usual heads (see
             `fit_equivalent_dipoles`).
 
         Returns

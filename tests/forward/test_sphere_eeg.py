@@ -317,6 +317,16 @@ def test_single_precision():
     assert relative_error(lead_field, reference) < 1e-5
 
 
+@pytest.mark.slow
+def test_derivatives_at_the_centre_are_finite_in_single_precision():
+    electrode_pos = on_scalp(FOUR_SHELLS).astype(np.float32)
+
+    def lead_field(pos):
+        return sphere_eeg(pos, electrode_pos, n_terms=N_TERMS, **FOUR_SHELLS)
+
+    assert np.all(np.isfinite(jax.jacrev(lead_field)(np.zeros(3, np.float32))))
+
+
 def test_transformations_agree_with_the_plain_call():
     source_pos, electrode_pos = in_brain(THREE_SHELLS, 0.6), on_scalp(THREE_SHELLS)
 
