@@ -112,7 +112,8 @@ def interpolate(
         Of NumPy where many positions are known, else of JAX. Positions that no source reaches
         get zero.
     """
-    arrays = [jnp.asarray(array, pos.dtype) for array in (data, source_pos, reach)]
+    dtype = jax.dtypes.canonicalize_dtype(pos.dtype)
+    arrays = [jnp.asarray(array, dtype) for array in (data, source_pos, reach)]
     if pos.ndim == 1:
         return _at(*arrays, jnp.asarray(pos))
     if not is_known(pos, *arrays):

@@ -207,8 +207,11 @@ def test_single_precision(field):
         field, data=field.data.astype(np.float32), source_pos=field.source_pos.astype(np.float32)
     )
     pos = np.array([[0.011, -0.02, 0.031], [0.0, 0.0, 0.05]])
-    got = low.interpolate(pos.astype(np.float32))
+    with jax.numpy_dtype_promotion("strict"):
+        got = low.interpolate(pos.astype(np.float32))
     assert got.dtype == jnp.float32
+    with jax.enable_x64(False):
+        assert field.interpolate(pos).dtype == jnp.float32
     true = np.asarray(field.interpolate(pos))
     np.testing.assert_allclose(got, true, atol=1e-4 * np.abs(true).max())
 

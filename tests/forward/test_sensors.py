@@ -288,6 +288,8 @@ def test_single_precision_follows_the_sources(mixed):
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         strict = lead_field_of(Plain(), mixed.pick(["c0", "c2"]), SOURCES.astype(np.float32))
     assert strict.dtype == np.float32
+    with jax.enable_x64(False):
+        assert lead_field_of(HEAD, mixed, SOURCES).dtype == np.float32
     scale = np.abs(high).max(axis=(1, 2), keepdims=True)
     # Differences of a gradiometer lose a digit of seven.
     np.testing.assert_allclose(low / scale, high / scale, atol=2e-5)
