@@ -321,7 +321,7 @@ class BEM:
         conductivity and sensor.
         """
         sensors = self._check_sensors(electrode_pos, coil_pos, coil_normal, contact_pos)
-        source_pos = self._check_sources(source_pos)
+        source_pos = self.check_sources(source_pos)
         transfer = self.transfer(electrode_pos, coil_pos, coil_normal, contact_pos, mixing=mixing)
         rows = sensor_rows(self._geometry, sensors, mixing)
         weights = solve_derivatives(self._geometry, self.conductivity, self._factorised(), rows)
@@ -384,10 +384,10 @@ class BEM:
         return loaded
 
     def _lead_field(self, source_pos, memory_limit, **sensors):
-        source_pos = self._check_sources(source_pos)
+        source_pos = self.check_sources(source_pos)
         return lead_field(self.transfer(**sensors), source_pos, memory_limit)
 
-    def _check_sources(self, source_pos):
+    def check_sources(self, source_pos):
         source_pos = check_points("source_pos", source_pos, allow_single=True)
         if not is_known(source_pos):
             return source_pos

@@ -26,8 +26,8 @@ MONTAGE = "biosemi64"
 # (MNI152, m) among those that face upwards; its moment is along the normal.
 PLACES = np.array([[-0.048, -0.022, 0.008], [0.050, -0.016, 0.008]])
 LEAST_UPWARDS = 0.7
-PEAKS = ((0.092, 0.018, 32e-9), (0.128, 0.026, 26e-9))  # time and width in s, moment in A·m
-REBOUNDS = ((0.175, 0.032, -14e-9), (0.225, 0.036, -9e-9))
+PEAKS = ((0.092, 0.018, 50e-9), (0.128, 0.026, 45e-9))  # time and width in s, moment in A·m
+REBOUNDS = ((0.175, 0.032, -22e-9), (0.225, 0.036, -16e-9))
 
 # Skin, skull and brain in S/m: what the inversion believes, and what is true.
 BELIEVED = (0.33, 0.0066, 0.33)

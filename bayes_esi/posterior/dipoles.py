@@ -275,7 +275,9 @@ class DipolePosterior:
 
         Parameters
         ----------
-        kind : {"overview", "n_dipoles", "intensity", "moments", "predictive", "trace"}
+        kind : str
+            "overview", "n_dipoles", "intensity", "moments", "predictive" or "trace"; of sources in
+            the average head "cortex" and "glass_brain", too.
         **kwargs
             For the function of that name in `bayes_esi.viz`.
 
@@ -284,6 +286,7 @@ class DipolePosterior:
         matplotlib.figure.Figure or Axes
         """
         kinds = ("overview", "n_dipoles", "intensity", "moments", "predictive", "trace")
+        kinds += ("cortex", "glass_brain")
         return ports.perform(self, "plot", check_choice("kind", kind, kinds), **kwargs)
 
     def save(self, path):
