@@ -105,6 +105,22 @@ class Problem:
         """Number of channel groups with a noise scale each."""
         return len(self.group_names)
 
+    @property
+    def cell_variance(self):
+        """Variance along each axis within the cell that a source stands for: (n_sources,) in m^2.
+
+        A position is uniform within its cell: with neighbours at distance h, a cube of a volume
+        grid has h^2 / 12 along each axis, a square of a cortical surface the same along two.
+        """
+        steps = self.source_pos[np.maximum(self.neighbours, 0)] - self.source_pos[:, None]
+        is_there = self.neighbours >= 0
+        degree = is_there.sum(axis=1)
+        squared = np.sum(np.where(is_there, np.sum(steps**2, axis=2), 0.0), axis=1)
+        of_volume = self.source_volume ** (2 / 3)
+        squared = np.where(degree > 0, squared / np.maximum(degree, 1), of_volume)
+        is_surface = np.isin(np.array(self.block_kinds), ("lh", "rh"))[self.source_block]
+        return squared / 12 * np.where(is_surface, 2 / 3, 1.0)
+
     @classmethod
     def from_arrays(
         cls,

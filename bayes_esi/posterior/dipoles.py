@@ -69,8 +69,8 @@ class DipoleEstimate:
     pos : (3,)
         Posterior mean position, in m.
     pos_cov : (3, 3)
-        Posterior covariance of the position, in m^2. A source of the grid stands for a cell;
-        the variance of a uniform law in a cube of its volume is included.
+        Posterior covariance of the position, in m^2. A source stands for a cell of the grid or
+        of the cortex, within which the position is uniform (`Problem.cell_variance`).
     place_pmf : (n_sources,)
         Probability of each place.
     credible_set : (n_places,) int
@@ -376,7 +376,6 @@ class DipolePosterior:
         pmf = np.bincount(places, weights=weights, minlength=len(source_pos)) / probability
         pos = pmf @ source_pos
         offset = source_pos - pos
-        cell_variance = self.problem.source_volume ** (2 / 3) / 12
         chosen = credible_set(pmf, _LEVEL)
 
         slots = column[self.moment_draws]
@@ -396,7 +395,8 @@ class DipolePosterior:
         return DipoleEstimate(
             probability=min(probability, 1.0),
             pos=pos,
-            pos_cov=(offset * pmf[:, None]).T @ offset + pmf @ cell_variance * np.eye(3),
+            pos_cov=(offset * pmf[:, None]).T @ offset
+            + pmf @ self.problem.cell_variance * np.eye(3),
             place_pmf=pmf,
             credible_set=chosen,
             credible_volume=to_millilitres(self.problem.source_volume[chosen].sum()),

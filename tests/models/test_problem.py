@@ -73,3 +73,17 @@ def test_regions():
         problem.mask(np.array([8]))
     with pytest.raises(ValueError, match="mask must have shape"):
         problem.mask(np.ones(3, bool))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "dimensions"), [((3, 3, 3), "vol", 3), ((5, 5, 1), "lh", 2)]
+)
+def test_a_position_is_uniform_within_its_cell(shape, kind, dimensions):
+    step = 0.007
+    pos = step * np.stack(np.meshgrid(*map(np.arange, shape)), axis=-1).reshape(-1, 3)
+    problem = be.Problem.from_arrays(
+        np.ones((4, 2)), np.ones((4, len(pos), 3)), pos + 0.01, block_kinds=(kind,)
+    )
+    middle = problem.cell_variance[len(pos) // 2]
+    # The mean square distance from the centre of a cube, or of a square: h^2 / 12 an axis.
+    assert 3 * middle == pytest.approx(dimensions * step**2 / 12)
