@@ -17,8 +17,8 @@ is right. The functions:
 
 All replications share one geometry (40 places whose lead fields resemble their neighbours', 12
 channels, 5 samples), so that nothing is compiled twice. Results go to
-`results/calibration_static_dipoles.json`, other methods beside it; partial ones every 100
-replications.
+`results/calibration_static_dipoles.json`, other methods and `--seed 1` beside it; partial ones
+every 100 replications.
 
 References: Talts, Betancourt, Simpson, Vehtari, Gelman 2018, arXiv:1804.06788; Modrák et al.
 2023, doi:10.1214/23-BA1404.
