@@ -6,12 +6,13 @@ import pytest
 
 import bayes_esi as be
 from bayes_esi.cli import main
+from bayes_esi.report.folder import BRAIN_FIGURES, FIGURES
 
 FILES = {
     "posterior.nc",
     "dipoles.csv",
     "summary.txt",
-    *(f"{n}.png" for n in ("overview", "n_dipoles", "intensity", "moments", "predictive", "trace")),
+    *(f"{n}.png" for n in (*FIGURES, *BRAIN_FIGURES)),
 }
 
 

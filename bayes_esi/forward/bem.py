@@ -388,6 +388,7 @@ class BEM:
         return lead_field(self.transfer(**sensors), source_pos, memory_limit)
 
     def check_sources(self, source_pos):
+        """Return positions, checked as `eeg` does where they are known."""
         source_pos = check_points("source_pos", source_pos, allow_single=True)
         if not is_known(source_pos):
             return source_pos

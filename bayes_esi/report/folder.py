@@ -7,9 +7,11 @@ from pathlib import Path
 
 from .text import describe
 
-__all__ = ["FIGURES", "write_folder"]
+__all__ = ["BRAIN_FIGURES", "FIGURES", "figures_of", "write_folder"]
 
 FIGURES = ("overview", "n_dipoles", "intensity", "moments", "predictive", "trace")
+# Of sources on the cortex of the average head, too.
+BRAIN_FIGURES = ("cortex", "glass_brain")
 
 
 def write_folder(posterior, path, heading=""):
@@ -45,7 +47,7 @@ def write_folder(posterior, path, heading=""):
         posterior.save(part / "posterior.nc")
         posterior.summary().to_csv(part / "dipoles.csv", float_format="%.6g")
         (part / "summary.txt").write_text(heading + describe(posterior), encoding="utf-8")
-        for kind in FIGURES:
+        for kind in figures_of(posterior.problem):
             drawn = posterior.plot(kind)
             figure = _figure_of(drawn)
             figure.savefig(part / f"{kind}.png", dpi=150)
@@ -57,6 +59,12 @@ def write_folder(posterior, path, heading=""):
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return written
+
+
+def figures_of(problem):
+    """Kinds of figures that make sense for a problem."""
+    is_average = problem.subject == "fsaverage" and set(problem.block_kinds) == {"lh", "rh"}
+    return FIGURES + (BRAIN_FIGURES if is_average else ())
 
 
 def _figure_of(drawn):
