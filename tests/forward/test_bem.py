@@ -55,13 +55,11 @@ def bem():
     return head(2)
 
 
-def exact_eeg(source_pos, electrode_pos=ELECTRODES, radii=RADII, sigma=SIGMA):
+def exact_eeg(source_pos, electrode_pos=ELECTRODES, radii=RADII, sigma=SIGMA, n_terms=200):
+    """Series of one length, which compiles once: 200 terms leave 0.86^200 at 98 %."""
     radii, sigma = radii[::-1], sigma[::-1]
-    return np.asarray(
-        sphere_eeg(
-            source_pos, electrode_pos, radii=radii, sigma_radial=sigma, sigma_tangential=sigma
-        )
-    )
+    layers = dict(radii=radii, sigma_radial=sigma, sigma_tangential=sigma)
+    return np.asarray(sphere_eeg(source_pos, electrode_pos, n_terms=n_terms, **layers))
 
 
 def rdm(found, exact):
@@ -161,7 +159,7 @@ def test_equal_conductivities_are_one_conductor(bem):
 
 def test_potentials_inside_the_brain_agree_with_the_exact_sphere(bem):
     found = np.asarray(bem.transfer(*FEW)(SOURCES))[CONTACT_ROWS]
-    exact = exact_eeg(SOURCES, CONTACTS)
+    exact = exact_eeg(SOURCES, CONTACTS, n_terms=None)
     # The singular part is exact; what the boundaries add errs by 1 % at 162 vertices.
     scale = np.abs(exact).max(axis=0)
     assert np.median(np.abs(found - exact) / scale) < 0.005
