@@ -114,8 +114,9 @@ def test_accuracy_at_642_vertices(sigma):
         found, size = errors(bem, eccentricity, sigma=sigma)
         assert max(np.median(found[0]), np.median(found[1])) < eeg[eccentricity]
         assert np.median(found[2]) < meg[eccentricity]
-        # Radial sources 1.6 mm below edges of 11 mm are 1.1 to 1.3 % too strong.
-        assert all(abs(np.median(s)) < (1.4 if eccentricity > 0.97 else 1.0) for s in size)
+        # At .98 radial sources lie 1.3 to 1.6 mm below edges of 11 mm: their strength errs by up to
+        # 5 % with the place in the triangle, and the median of 50 by .8 to 1.7 % with the sample.
+        assert all(abs(np.median(s)) < (2.0 if eccentricity > 0.97 else 1.0) for s in size)
 
 
 @pytest.mark.slow
