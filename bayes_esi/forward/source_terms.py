@@ -16,7 +16,7 @@ triangle. No quadrature: b is smooth for every r0 off the surface, and so are it
 Arrays are structures of arrays: components first, then the mesh, then sources. A batch of few
 sources keeps the intermediates in a processor's cache; a single source has none but the mesh axis.
 
-Cost per source about 40 ns n_faces on one core, a third of it arc tangents.
+Cost per source about 70 ns n_faces on one core, a quarter of it arc tangents.
 """
 
 import jax

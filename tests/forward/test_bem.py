@@ -201,7 +201,7 @@ def test_constant_potentials_solve_the_equations(bem):
     residual = total * (geometry.mass @ ones)
     residual -= geometry.double_layer @ (jumps[:, None] * ones) / (2 * np.pi)
     assert np.abs(residual).max() < 1e-12 * np.abs(total * (geometry.mass @ ones)).max()
-    sensors = bem._check_sensors(ELECTRODES, COILS, NORMALS, 0.5 * SOURCES)
+    sensors, _ = bem._check_sensors(*FEW, None)
     rows = bem_adjoint.sensor_rows(geometry, sensors)
     # No sensor sees a constant.
     for part in (rows.of_correction(sigma, geometry.spread), rows.field):
@@ -384,3 +384,14 @@ def test_bad_input_is_named(bem):
     for message, call in cases.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_a_source_on_a_contact_stays_finite(bem):
+    # Within a millimetre a contact is extended: the potential of a dipole at its centre is 0.
+    at = np.concatenate([CONTACTS, SOURCES[:12]])
+    lead_field = np.asarray(bem.transfer(*FEW)(at))[CONTACT_ROWS]
+    assert np.isfinite(lead_field).all()
+    near = at.copy()
+    near[0] += [0.9e-3, 0, 0]
+    growth = np.asarray(bem.transfer(*FEW)(near))[16, 0, 0] - lead_field[0, 0, 0]
+    assert growth == pytest.approx(-0.9e-3 / (4 * np.pi * SIGMA[2] * 1e-9), rel=1e-3)
