@@ -5,9 +5,11 @@
 with the rows Z of `bem_adjoint.py`, the source terms b of `source_terms.py`, and what reaches a
 sensor through an unbounded medium, with a from source to sensor and the gains of `primary_gains`,
 
-    coil     gain n.(q x a) / a^3            electrode, contact     gain q.a / a^3
+    coil     gain n.(q x a) / |a|^3
+    electrode, contact     gain q.a / |a|^3
 
-Everything is closed form, so that jit, vmap and derivatives in the source position pass through.
+where |a| is at least the radius of a contact, 1 mm, as in `unbounded.py`. Everything is closed
+form, so that jit, vmap and derivatives in the source position pass through.
 """
 
 import jax
@@ -23,6 +25,7 @@ __all__ = ["BEMTransfer", "lead_field"]
 
 # Sources at a time: on a CPU the intermediates should stay in the cache, a GPU wants many.
 _CPU_BATCH, _GPU_BATCH = 16, 4096
+_CONTACT_RADIUS = 1e-3  # m
 
 
 @struct
@@ -122,17 +125,17 @@ def _primary(point, transfer):
     def over_points(array):
         return array.reshape(*array.shape, *(1,) * (point.ndim - 1))
 
-    def potential(sensor_pos):
+    def seen_from(sensor_pos, radius=0.0):
         apart = over_points(sensor_pos) - point[:, None]
-        squared = dot(apart, apart)
-        cube = 1 / (squared * jnp.sqrt(squared))
-        return apart, cube, jnp.stack([c * cube for c in apart], axis=1)
+        squared = jnp.maximum(dot(apart, apart), radius**2)
+        return apart, 1 / (squared * jnp.sqrt(squared))
 
-    apart, cube, _ = potential(transfer.coil_pos)
-    field = [c * cube for c in cross(apart, over_points(transfer.coil_normal))]
-    parts = [
-        potential(transfer.electrode_pos)[2],
-        jnp.stack(field, axis=1),
-        potential(transfer.contact_pos)[2],
+    skin, skin_cube = seen_from(transfer.electrode_pos)
+    coil, coil_cube = seen_from(transfer.coil_pos)
+    contact, contact_cube = seen_from(transfer.contact_pos, _CONTACT_RADIUS)
+    turned = cross(coil, over_points(transfer.coil_normal))
+    components = [
+        jnp.concatenate([skin[d] * skin_cube, turned[d] * coil_cube, contact[d] * contact_cube])
+        for d in range(3)
     ]
-    return jnp.concatenate(parts) * over_points(transfer.gain)[:, None]
+    return jnp.stack(components, axis=1) * over_points(transfer.gain)[:, None]

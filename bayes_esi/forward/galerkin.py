@@ -171,7 +171,7 @@ def _far_kernel(points, weights, faces, inner_points, normal, inner_weights, inn
         ]
         # Without the barrier the kernel would be evaluated again for each of its uses.
         values = jnp.stack(jax.lax.optimization_barrier(values))
-        corners = 0.5 * values + jnp.sum(values, axis=0) / 6  # = mix @ values
+        corners = 0.5 * values + jnp.sum(values, axis=0, keepdims=True) / 6  # = mix @ values
         columns = jnp.zeros((m, flat.shape[1]), values.dtype)
         columns = columns.at[inner_faces.reshape(-1)].add(corners.reshape(3 * n_inner, -1))
         rows = columns.T.reshape(3, -1, m) * weight[None, :, None]
@@ -239,7 +239,7 @@ def _near_kernel(outer_corners, outer_area, inner_corners, shape, outer_face, in
         omega, edges = jax.lax.optimization_barrier((solid_angle(relative, distance), edges))
         angles = jnp.stack(corner_solid_angles(shape, relative, omega, edges)[0])
         angles = jax.lax.optimization_barrier(angles)
-        return total + (weight * weights)[:, None, None] * angles, None
+        return total + (weight * weights)[:, None, None] * angles[None], None
 
     def far_point(total, weights):
         point = weights[0] * outer[0] + weights[1] * outer[1] + weights[2] * outer[2]
@@ -249,15 +249,15 @@ def _near_kernel(outer_corners, outer_area, inner_corners, shape, outer_face, in
                 for p in _FAR_POINTS
             ]
         )
-        values = jax.lax.optimization_barrier(values * (area / 9))
+        values = jax.lax.optimization_barrier(values * (area / 9)[None])
         corners = 0.5 * values + jnp.sum(values, axis=0, keepdims=True) / 6
-        return total - weights[:, None, None] * corners, None
+        return total - weights[:, None, None] * corners[None], None
 
     zero = jnp.zeros((3, 3, outer_face.shape[0]), dtype)
     rule = jnp.asarray(_NEAR_POINTS, dtype), jnp.asarray(_NEAR_WEIGHTS, dtype)
     total, _ = jax.lax.scan(at_point, zero, rule)
     total, _ = jax.lax.scan(far_point, total, jnp.asarray(_FAR_POINTS, dtype))
-    return total * outer_area[outer_face]
+    return total * outer_area[None, None, outer_face]
 
 
 def _device(array):

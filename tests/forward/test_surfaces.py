@@ -134,7 +134,7 @@ def test_bad_surfaces_are_named():
         np.concatenate([tetra, np.where(tetra == 0, 0, tetra + 3)[:, ::-1]]),
     )
     cases = {
-        "look like mm": (1000 * vertices, faces),
+        "looks like millimetres": (1000 * vertices, faces),
         "is inside out": (vertices, faces[:, ::-1]),
         "is open: 3 edges": (vertices, faces[1:]),
         "oriented inconsistently": (vertices, flipped),
