@@ -30,6 +30,7 @@ from ..core.checks import check_array, check_choice, check_count
 from ..core.drive import fingerprint, write_atomically
 from ..core.struct import static, struct
 from ..core.types import Array, Float
+from ._points import check_points, is_known
 from .conjugate_gradients import solve
 from .fem_assembly import conductivity_tensors, stiffness_matrix, volume_current_rows
 from .fem_sources import SourceMesh, build_source_mesh, locate, partial_integration, venant
@@ -89,25 +90,24 @@ class Transfer:
         Notes
         -----
         Works under jit, vmap and grad; positions are checked only where they are known. The
-        derivative is that of the discrete lead field: smooth between node switches for St
-        Venant, piecewise constant in its values for partial integration (see `fem_sources`).
+        derivative is that of the discrete lead field: for St Venant it jumps at the faces of
+        elements, for partial integration with tetrahedra it is zero (see `fem_sources`).
         """
-        if isinstance(source_pos, jax.core.Tracer):
-            if source_pos.ndim not in (1, 2) or source_pos.shape[-1] != 3:
-                raise ValueError(
-                    f"source_pos must have shape (n_sources, 3) or (3,), got {source_pos.shape}."
-                )
-            points = source_pos
+        points = check_points("source_pos", source_pos, allow_single=True)
+        is_single, dtype = points.ndim == 1, self.rows.dtype
+        if is_known(points, self):
+            points = np.atleast_2d(points)
+            padded = jnp.asarray(_pad(points), dtype)
+            self._check_inside(points, padded)
+            lead_field = _apply(self, padded)[:, : len(points)]
         else:
-            points = np.asarray(source_pos)
-            self._check_inside(check_positions("source_pos", np.atleast_2d(points)))
-        points = jnp.asarray(points, self.rows.dtype)
-        lead_field = _apply(self, jnp.atleast_2d(points))
-        return lead_field[:, 0] if points.ndim == 1 else lead_field
+            lead_field = _apply(self, jnp.atleast_2d(jnp.asarray(points, dtype)))
+        return lead_field[:, 0] if is_single else lead_field
 
-    def _check_inside(self, points):
+    def _check_inside(self, points, padded):
         mesh = self.source_mesh
-        depth, is_exposed = map(np.asarray, locate(mesh, jnp.asarray(points, mesh.nodes.dtype)))
+        located = locate(mesh, padded)
+        depth, is_exposed = (np.asarray(x)[: len(points)] for x in located)
         doubtful = np.flatnonzero(depth < _INSIDE_TOL)
         if doubtful.size:  # the walk can end early at a concave corner: search all elements
             nodes, elements = np.asarray(mesh.nodes, np.float64), np.asarray(mesh.elements)
@@ -366,6 +366,14 @@ class FEM:
                 "the head; check the transform between device and head."
             )
         return coil_pos, coil_normal.astype(np.float64)
+
+
+def _pad(points):
+    """Repeat the last point up to one of few sizes: another number rarely compiles again."""
+    size = 1
+    while size < min(len(points), _BATCH):
+        size *= 4
+    return np.concatenate([points, np.repeat(points[-1:], -len(points) % size, axis=0)])
 
 
 @jax.jit
