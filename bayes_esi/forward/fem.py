@@ -9,9 +9,22 @@ volume currents under a coil. One solve per *sensor* instead of per source there
 
     lead field = T' b(p, q)   (+ the field of the dipole itself, for a coil).
 
-`fem_assembly` holds K and g, `fem_sources` b, `conjugate_gradients` the solves. Accuracy on the
-four-layer sphere (radii 78/80/86/92 mm, skull 3:1 anisotropic, 109,000 nodes, St Venant, up to
-eccentricity 0.98): see `FEM`.
+`fem_assembly` holds K and g, `fem_sources` b, `conjugate_gradients` the solves.
+
+Accuracy on the four-layer sphere (78/80/86/92 mm; 0.33, 1.79, skull 0.01 radial and 0.03
+tangential, 0.43 S/m), `layered_mesh` of icospheres of order 5, spacing 4.1 mm, layers (1, 4, 1),
+105,000 nodes, St Venant: median (largest of 50) RDM in per cent at 64 electrodes and 102
+magnetometers, and median amplitude error MAG in per cent.
+
+    eccentricity          0.3         0.7         0.9         0.95        0.98
+    EEG radial, RDM       .05 (.07)   .04 (.07)   .07 (.21)   .10 (.25)   .36 (.68)
+    EEG radial, MAG       0           +.04        +.04        -.01        -.45
+    EEG tangential, RDM   .04 (.07)   .04 (.06)   .06 (.19)   .12 (.51)   .14 (.40)
+    EEG tangential, MAG   +.01        -.02        -.01        +.01        -.02
+    MEG tangential, RDM   .12 (.22)   .04 (.06)   .04 (.17)   .10 (.68)   .06 (.25)
+    MEG of radial, silent .25 (.36)   .08 (.16)   .12 (.40)   .14 (.37)   .57 (1.5)
+
+The last row is the field of radial dipoles in per cent of that of tangential ones.
 
 References: Wolters, Grasedyck, Hackbusch 2004, doi:10.1088/0266-5611/20/4/007 (transfer
 matrices); Wolters, Anwander, Tricoche, Weinstein, Koch, MacLeod 2006,
@@ -195,8 +208,13 @@ class FEM:
 
     Notes
     -----
-    Cost: assembly O(n_elements); a transfer matrix 270 conjugate-gradient steps on 100,000
-    nodes.
+    Assembly costs O(n_elements); a transfer matrix takes about 270 conjugate-gradient steps.
+    For 105,000 nodes on one core: assembly 2 s, 64 electrodes 22 s, 102 coils 38 s, then 5,124
+    sources with three components 0.13 s; 0.9 GB (1.1 GB with the coils). Accuracy stands at the
+    top of this file.
+
+    Attributes beside the parameters: `tensors` (n_elements, 3, 3), `stiffness` (sparse),
+    `source_mesh`, and `source_nodes`, the numbers of its nodes in the mesh.
     """
 
     mesh: Mesh

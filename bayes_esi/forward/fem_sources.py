@@ -33,8 +33,7 @@ size of the mesh.
 
 References: Buchner, Knoll, Fuchs, Rienäcker, Beckmann, Wagner, Silny, Pesch 1997,
 doi:10.1016/S0013-4694(96)95698-9 (St Venant); Yan, Nunez, Hart 1991, doi:10.1007/BF02442317
-(partial integration); Vorwerk, Hanrath, Wolters, Grasedyck 2019,
-doi:10.1016/j.neuroimage.2018.10.013 (which moments to match).
+(partial integration).
 """
 
 import jax

@@ -125,7 +125,7 @@ def test_the_volume_currents_matter(meg):
 
 
 def test_errors_fall_with_the_square_of_the_edge():
-    pos, radial, _ = dipoles(0.4, n=20)
+    pos, radial, _ = dipoles(0.4)
     exact = average_referenced(sphere_eeg(pos, ELECTRODES, **SHELLS))
     rdm, mag, edges = [], [], []
     for order, spacing, n_layers in ((2, 0.022, (1, 1, 1)), (3, 0.011, (2, 2, 2))):
@@ -164,13 +164,16 @@ def test_partial_integration_is_right_but_coarser(coarse, eeg):
 
 
 def test_transformations_pass_through(eeg, meg):
-    pos = jnp.asarray(dipoles(0.6, n=20)[0])
+    pos = jnp.asarray(dipoles(0.6)[0])
     expected = eeg.apply(pos)
-    np.testing.assert_allclose(eeg.apply(pos[1]), expected[:, 1], rtol=1e-12)
-    jitted = jax.jit(lambda transfer, p: transfer.apply(p))
-    np.testing.assert_allclose(jitted(eeg, pos), expected, rtol=1e-12, atol=1e-12)
-    mapped = jax.vmap(eeg.apply)(pos)
-    np.testing.assert_allclose(np.moveaxis(mapped, 0, 1), expected, rtol=1e-12, atol=1e-12)
+
+    @jax.jit
+    def transformed(transfer, p):
+        return jax.vmap(transfer.apply)(p), transfer.apply(p[1])
+
+    mapped, single = transformed(eeg, pos)
+    np.testing.assert_allclose(np.moveaxis(mapped, 0, 1), expected, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(single, expected[:, 1], rtol=1e-11, atol=1e-11)
     jacobian = jax.jit(jax.jacfwd(lambda p: meg.apply(p)[3, 0]))(pos[0])
     step = 1e-7
     around = np.tile(pos[0], (20, 1))
@@ -183,7 +186,7 @@ def test_transformations_pass_through(eeg, meg):
 
 
 def test_the_head_model_keeps_its_last_transfer(coarse, monkeypatch):
-    pos = dipoles(0.5, n=20)[0]
+    pos = dipoles(0.5)[0]
     first = coarse.eeg(pos, ELECTRODES)
     monkeypatch.setattr(FEM, "transfer", None)  # a second solve would fail
     np.testing.assert_array_equal(coarse.eeg(pos, ELECTRODES), first)
@@ -197,20 +200,19 @@ def test_certificates_are_below_the_tolerance(eeg, meg):
         assert np.all(transfer.residual <= 1e-6)
 
 
-@pytest.mark.parametrize("kind", ["eeg", "meg"])
-def test_saved_transfers_come_back(kind, request, tmp_path):
-    transfer = request.getfixturevalue(kind)
-    transfer.save(tmp_path / "head.npz")
-    again = Transfer.load(tmp_path / "head.npz")
-    pos = dipoles(0.5, n=20)[0]
-    np.testing.assert_array_equal(again.apply(pos), transfer.apply(pos))
+def test_saved_transfers_come_back(eeg, meg, tmp_path):
+    pos = dipoles(0.5)[0]
+    for transfer in (eeg, meg):
+        transfer.save(tmp_path / "head.npz")
+        again = Transfer.load(tmp_path / "head.npz")
+        np.testing.assert_array_equal(again.apply(pos), transfer.apply(pos))
     (tmp_path / "other.npz").write_bytes(b"something else")
     with pytest.raises(ValueError, match="no transfer matrix"):
         Transfer.load(tmp_path / "other.npz")
 
 
 def test_single_precision_is_close(eeg):
-    pos = dipoles(0.8, n=20)[0]
+    pos = dipoles(0.8)[0]
     expected = np.asarray(eeg.apply(pos))
     jax.config.update("jax_enable_x64", False)
     try:
@@ -255,7 +257,7 @@ def test_exposed_sources_are_counted(eeg):
         }
     )
     with pytest.warns(UserWarning, match="20 of 20 sources lie in elements with all corners"):
-        bare.apply(dipoles(0.5, n=20)[0])
+        bare.apply(dipoles(0.5)[0])
 
 
 @pytest.mark.parametrize(
