@@ -106,8 +106,7 @@ def test_dipoles_localise_with_it(recordings):
     assert np.median(errors) < 0.015 and np.max(errors) < 0.03
 
 
-def test_figures_on_another_brain_are_refused(recordings):
-    *_, evokeds = recordings
+def test_figures_on_another_brain_are_refused():
     rng = np.random.default_rng(0)
     problem = be.Problem.from_arrays(
         rng.standard_normal((9, 4)),

@@ -409,9 +409,7 @@ class BEM:
         electrodes, coils, normals, contacts = (
             np.zeros((0, 3))
             if value is None
-            else np.asarray(
-                check_points(name, value, in_metres=name != "coil_normal"), np.float64
-            )
+            else np.asarray(check_points(name, value, in_metres=name != "coil_normal"), np.float64)
             for name, value in given.items()
         )
         if coils.shape != normals.shape:

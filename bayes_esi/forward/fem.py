@@ -9,9 +9,22 @@ volume currents under a coil. One solve per *sensor* instead of per source there
 
     lead field = T' b(p, q)   (+ the field of the dipole itself, for a coil).
 
-`fem_assembly` holds K and g, `fem_sources` b, `conjugate_gradients` the solves. Accuracy on the
-four-layer sphere (radii 78/80/86/92 mm, skull 3:1 anisotropic, 109,000 nodes, St Venant, up to
-eccentricity 0.98): see `FEM`.
+`fem_assembly` holds K and g, `fem_sources` b, `conjugate_gradients` the solves.
+
+Accuracy on the four-layer sphere (78/80/86/92 mm; 0.33, 1.79, skull 0.01 radial and 0.03
+tangential, 0.43 S/m), `layered_mesh` of icospheres of order 5, spacing 4.1 mm, layers (1, 4, 1),
+105,000 nodes, St Venant: median (largest of 50) RDM in per cent at 64 electrodes and 102
+magnetometers, and median amplitude error MAG in per cent.
+
+    eccentricity          0.3         0.7         0.9         0.95        0.98
+    EEG radial, RDM       .05 (.07)   .04 (.07)   .07 (.21)   .10 (.25)   .36 (.68)
+    EEG radial, MAG       0           +.04        +.04        -.01        -.45
+    EEG tangential, RDM   .04 (.07)   .04 (.06)   .06 (.19)   .12 (.51)   .14 (.40)
+    EEG tangential, MAG   +.01        -.02        -.01        +.01        -.02
+    MEG tangential, RDM   .12 (.22)   .04 (.06)   .04 (.17)   .10 (.68)   .06 (.25)
+    MEG of radial, silent .25 (.36)   .08 (.16)   .12 (.40)   .14 (.37)   .57 (1.5)
+
+The last row is the field of radial dipoles in per cent of that of tangential ones.
 
 References: Wolters, Grasedyck, Hackbusch 2004, doi:10.1088/0266-5611/20/4/007 (transfer
 matrices); Wolters, Anwander, Tricoche, Weinstein, Koch, MacLeod 2006,
@@ -31,7 +44,7 @@ from ..core.checks import check_array, check_choice, check_count
 from ..core.drive import fingerprint, write_atomically
 from ..core.struct import static, struct
 from ..core.types import Array, Float
-from ._points import check_points
+from ._points import check_points, is_known
 from .conjugate_gradients import solve
 from .fem_assembly import conductivity_tensors, stiffness_matrix, volume_current_rows
 from .fem_sources import SourceMesh, build_source_mesh, locate, partial_integration, venant
@@ -91,25 +104,24 @@ class Transfer:
         Notes
         -----
         Works under jit, vmap and grad; positions are checked only where they are known. The
-        derivative is that of the discrete lead field: smooth between node switches for St
-        Venant, piecewise constant in its values for partial integration (see `fem_sources`).
+        derivative is that of the discrete lead field: for St Venant it jumps at the faces of
+        elements, for partial integration with tetrahedra it is zero (see `fem_sources`).
         """
-        if isinstance(source_pos, jax.core.Tracer):
-            if source_pos.ndim not in (1, 2) or source_pos.shape[-1] != 3:
-                raise ValueError(
-                    f"source_pos must have shape (n_sources, 3) or (3,), got {source_pos.shape}."
-                )
-            points = source_pos
+        points = check_points("source_pos", source_pos, allow_single=True)
+        is_single, dtype = points.ndim == 1, self.rows.dtype
+        if is_known(points, self):
+            points = np.atleast_2d(points)
+            padded = jnp.asarray(_pad(points), dtype)
+            self._check_inside(points, padded)
+            lead_field = _apply(self, padded)[:, : len(points)]
         else:
-            points = np.asarray(source_pos)
-            self._check_inside(check_points("source_pos", np.atleast_2d(points)))
-        points = jnp.asarray(points, self.rows.dtype)
-        lead_field = _apply(self, jnp.atleast_2d(points))
-        return lead_field[:, 0] if points.ndim == 1 else lead_field
+            lead_field = _apply(self, jnp.atleast_2d(jnp.asarray(points, dtype)))
+        return lead_field[:, 0] if is_single else lead_field
 
-    def _check_inside(self, points):
+    def _check_inside(self, points, padded):
         mesh = self.source_mesh
-        depth, is_exposed = map(np.asarray, locate(mesh, jnp.asarray(points, mesh.nodes.dtype)))
+        located = locate(mesh, padded)
+        depth, is_exposed = (np.asarray(x)[: len(points)] for x in located)
         doubtful = np.flatnonzero(depth < _INSIDE_TOL)
         if doubtful.size:  # the walk can end early at a concave corner: search all elements
             nodes, elements = np.asarray(mesh.nodes, np.float64), np.asarray(mesh.elements)
@@ -197,8 +209,13 @@ class FEM:
 
     Notes
     -----
-    Cost: assembly O(n_elements); a transfer matrix 270 conjugate-gradient steps on 100,000
-    nodes.
+    Assembly costs O(n_elements); a transfer matrix takes about 270 conjugate-gradient steps.
+    For 105,000 nodes on one core: assembly 2 s, 64 electrodes 22 s, 102 coils 38 s, then 5,124
+    sources with three components 0.13 s; 0.9 GB (1.1 GB with the coils). Accuracy stands at the
+    top of this file.
+
+    Attributes beside the parameters: `tensors` (n_elements, 3, 3), `stiffness` (sparse),
+    `source_mesh`, and `source_nodes`, the numbers of its nodes in the mesh.
     """
 
     mesh: Mesh
@@ -387,6 +404,14 @@ class FEM:
                 "the head; check the transform between device and head."
             )
         return coil_pos, coil_normal.astype(np.float64)
+
+
+def _pad(points):
+    """Repeat the last point up to one of few sizes: another number rarely compiles again."""
+    size = 1
+    while size < min(len(points), _BATCH):
+        size *= 4
+    return np.concatenate([points, np.repeat(points[-1:], -len(points) % size, axis=0)])
 
 
 @jax.jit

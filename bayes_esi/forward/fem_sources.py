@@ -33,8 +33,7 @@ size of the mesh.
 
 References: Buchner, Knoll, Fuchs, Rienäcker, Beckmann, Wagner, Silny, Pesch 1997,
 doi:10.1016/S0013-4694(96)95698-9 (St Venant); Yan, Nunez, Hart 1991, doi:10.1007/BF02442317
-(partial integration); Vorwerk, Hanrath, Wolters, Grasedyck 2019,
-doi:10.1016/j.neuroimage.2018.10.013 (which moments to match).
+(partial integration).
 """
 
 import jax
@@ -137,7 +136,7 @@ def build_source_mesh(mesh, label):
         across=jnp.asarray(across.astype(np.int32)),
         stand_in=jnp.asarray(centres[nearest].astype(np.int32)),
         box_origin=jnp.asarray(low),
-        box_size=jnp.asarray(box_size),
+        box_size=jnp.asarray(np.asarray(box_size)),
         box_element=jnp.asarray(element.astype(np.int32)),
     )
     return source_mesh, nodes
@@ -187,7 +186,7 @@ def venant(source_mesh, pos: Float[Array, " 3"]):
     total = jnp.sum(share)
     is_alone = jnp.arange(corners.shape[0]) == 0
     centres = jnp.where((total <= 0) & is_alone, source_mesh.stand_in[element], corners)
-    share = jnp.where(total > 0, share / jnp.where(total > 0, total, 1), is_alone)
+    share = jnp.where(total > 0, share / jnp.where(total > 0, total, 1), jnp.where(is_alone, 1, 0))
     nodes, loads = jax.vmap(_monopoles, (None, 0, None))(source_mesh, centres, pos)
     return nodes.ravel(), (share[:, None, None] * loads).reshape(-1, 3)
 
@@ -204,7 +203,8 @@ def _monopoles(source_mesh, centre, pos):
     slack = jnp.asarray([0.0] * 4 + [_MOMENT_TOL] * 6, d.dtype)
     weighted = moments * freedom
     wanted = jnp.asarray(np.eye(10)[:, 1:4], d.dtype) / edge
-    return nodes, weighted.T @ jnp.linalg.solve(weighted @ moments.T + jnp.diag(slack), wanted)
+    gram = weighted @ moments.T + jnp.diag(slack)
+    return nodes, weighted.T @ jax.scipy.linalg.solve(gram, wanted, assume_a="pos")
 
 
 def partial_integration(source_mesh, pos: Float[Array, " 3"]):

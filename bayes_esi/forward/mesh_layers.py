@@ -52,7 +52,7 @@ def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, r
     n_layers : sequence of int, optional
         Layers of elements in each shell from the inside out; by default as many as make them
         half a `spacing` high. A poor conductor carries the steepest potential: four layers in
-        the skull and one in cerebrospinal fluid and scalp were best for their number of nodes.
+        the skull and one each in cerebrospinal fluid and scalp served best for their nodes.
     centre : (3,) array, optional
         A point that sees all of the innermost surface, in m; by default the mean of its vertices.
     reference : (n_vertices, 3) array, optional

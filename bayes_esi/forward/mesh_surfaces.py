@@ -4,8 +4,7 @@ The surfaces are handed over as discrete surfaces and kept as they are; the mesh
 space between them (Delaunay, then optimisation by swaps and smoothing). gmsh comes under the
 GPL and is therefore no requirement of this package: it is imported here and nowhere else.
 
-References: Geuzaine, Remacle 2009, doi:10.1002/nme.2579 (gmsh); Marot, Pellerin, Remacle 2019,
-doi:10.1002/nme.5987 (its parallel Delaunay kernel).
+Reference: Geuzaine, Remacle 2009, doi:10.1002/nme.2579.
 """
 
 import numpy as np

@@ -5,15 +5,17 @@ mesher, no geometry that could fail, and two errors that refinement removes slow
 become stairs, and current *leaks* through the skull where its voxels touch only at an edge or
 corner, because nodes there belong to both its sides.
 
-Measured on the four-layer sphere (see `fem`) with St Venant sources, median (largest) relative
-difference measure in per cent up to eccentricity 0.98: 3 mm voxels, 130,000 nodes, from 1.9 in
-the middle to 11 (33) at the surface, amplitudes 11 to 30 % too large; 2 mm, 428,000 nodes, 1.1
-to 5.8 (12), amplitudes 11 to 17 % too large. Tetrahedra between surfaces stay below 1 % with a
-quarter of the nodes.
+Measured on the four-layer sphere of `fem` with St Venant sources, median (largest) relative
+difference measure RDM in per cent, by eccentricity:
 
-Reference: Wolters, Anwander, Berti, Hartmann 2007, doi:10.1109/TBME.2007.890736 (moving nodes
-to soften the stairs); Sonntag, Vorwerk, Wolters, Grasedyck, Haueisen, Maess 2013,
-doi:10.3414/ME11-02-0044 (leakage).
+    voxels     nodes     0.3          0.8          0.95         0.98         amplitudes
+    3 mm       130,000   1.7 (2.3)    4.6 (6.2)    6.5 (31)     8.4 (75)     19 to 31 % too large
+    2 mm       428,000   1.0 (1.4)    2.6 (3.4)    3.6 (7.6)    4.7 (8.0)    11 to 16 % too large
+
+Tetrahedra between surfaces stay below 0.4 (0.7) with a quarter of the nodes.
+
+References: Wolters, Anwander, Berti, Hartmann 2007, doi:10.1109/TBME.2007.890736 (moving nodes
+to soften the stairs); Engwer, Vorwerk, Ludewig, Wolters 2017, doi:10.1137/15M1048392 (leakage).
 """
 
 import warnings
@@ -95,9 +97,9 @@ def hexahedra_from_volume(volume, affine):
 def _warn(size):
     warnings.warn(
         f"voxels of {size:.1f} mm are a fallback: current leaks through a thin skull. On a sphere "
-        "with a skull of 6 mm, 2 mm voxels made amplitudes 11 to 17 % and topographies 1 to 6 % "
-        "wrong (median), 3 mm voxels 11 to 30 % and 2 to 11 %; layered_mesh and mesh_surfaces "
-        "stay below 1 %.",
+        "with a skull of 6 mm, voxels of 2 mm made amplitudes 11 to 16 % too large and "
+        "topographies 1 to 5 % wrong (median RDM), voxels of 3 mm 19 to 31 % and 2 to 8 %; "
+        "tetrahedra from layered_mesh or mesh_surfaces stay below 1 %.",
         UserWarning,
         stacklevel=3,
     )

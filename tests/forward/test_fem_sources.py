@@ -35,6 +35,11 @@ def prepared(request):
     return mesh, *build_source_mesh(mesh, 0)
 
 
+@pytest.fixture(scope="module")
+def brain():
+    return build_source_mesh(ball(), 0)[0]
+
+
 def places(n=100, seed=0):
     rng = np.random.default_rng(seed)
     pos = rng.standard_normal((n, 3))
@@ -96,32 +101,27 @@ def potential_of(model, source_mesh, pos):
     return jnp.sum(loads / jnp.linalg.norm(source_mesh.nodes[nodes] - 0.15, axis=1)[:, None], 0)
 
 
-def test_st_venant_is_continuous_where_elements_meet(prepared):
-    _, source_mesh, _ = prepared
-    path = jnp.linspace(jnp.asarray([-0.03, 0.01, 0.02]), jnp.asarray([0.03, -0.01, 0.01]), 4001)
+def test_st_venant_is_continuous_where_elements_meet(brain):
+    path = jnp.linspace(jnp.asarray([-0.03, 0.01, 0.02]), jnp.asarray([0.03, -0.01, 0.01]), 1001)
     along = {
-        model: np.asarray(
-            jax.jit(jax.vmap(lambda p, m=model: potential_of(m, source_mesh, p)))(path)
-        )
+        model: np.asarray(jax.jit(jax.vmap(lambda p, m=model: potential_of(m, brain, p)))(path))
         for model in (venant, partial_integration)
     }
     steps = {
         m: np.abs(np.diff(v, axis=0)).max() / np.ptp(v, axis=0).max() for m, v in along.items()
     }
-    # Steps of 15 micrometres: a continuous function moves by its slope, about 1 in 4,000.
-    assert steps[venant] < 5e-3
-    if source_mesh.elements.shape[1] == 4:
-        assert steps[partial_integration] > 2e-2  # jumps between elements
+    # Steps of 60 micrometres: a continuous function moves by its slope, about 1 in 1,000.
+    assert steps[venant] < 1e-2
+    assert steps[partial_integration] > 2e-2  # jumps between elements
 
 
-def test_the_derivative_is_that_of_finite_differences(prepared):
-    _, source_mesh, _ = prepared
+def test_the_derivative_is_that_of_finite_differences(brain):
     pos = jnp.asarray([0.0213, -0.0112, 0.0301])
 
     @jax.jit
     def both(p):
         def function(p):
-            return potential_of(venant, source_mesh, p)
+            return potential_of(venant, brain, p)
 
         return jax.vmap(function)(p), jax.jacfwd(function)(p[0]), jax.jacrev(function)(p[0])
 

@@ -30,7 +30,7 @@ def test_objects(recording):
     np.testing.assert_allclose(truth.times, evoked.times, atol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(truth.ori, axis=1), 1)
     assert np.all(np.linalg.norm(truth.moment, axis=1).max(axis=1) > 20e-9)
-    assert {block['subject_his_id'] for block in forward['src']} == {'fsaverage'}
+    assert {block["subject_his_id"] for block in forward["src"]} == {"fsaverage"}
     with pytest.raises(dataclasses.FrozenInstanceError):
         truth.pos = 0
 
