@@ -282,7 +282,7 @@ def test_bad_sources_are_refused(eeg, source_pos, message):
     [
         ({}, "either electrode_pos, or coil_pos"),
         ({"electrode_pos": 1.3 * ELECTRODES[:3]}, "3 of 3 electrodes are further than 15 mm"),
-        ({"electrode_pos": 1e3 * ELECTRODES}, "look like mm"),
+        ({"electrode_pos": 1e3 * ELECTRODES}, "looks like millimetres"),
         ({"electrode_pos": ELECTRODES, "coil_pos": COIL_POS}, "either electrode_pos, or coil_pos"),
         ({"coil_pos": COIL_POS, "coil_normal": 2 * COIL_NORMAL}, "unit vectors"),
         ({"coil_pos": COIL_POS, "coil_normal": COIL_NORMAL[:3]}, "coil_normal must have shape"),

@@ -136,7 +136,7 @@ def test_islands_of_a_volume_are_left_out():
 @pytest.mark.parametrize(
     ("nodes", "elements", "labels", "message"),
     [
-        (TETRAHEDRON * 1e4, [[0, 1, 2, 3]], [0], "look like mm"),
+        (TETRAHEDRON * 1e4, [[0, 1, 2, 3]], [0], "looks like millimetres"),
         (TETRAHEDRON, [[0, 2, 1, 3]], [0], "1 of 1 are flat or inside out"),
         (TETRAHEDRON, [[0, 2, 1, 4]], [0], "must index the 4 nodes"),
         (TETRAHEDRON, [[0, 2, 1]], [0], "must have shape"),
@@ -156,7 +156,7 @@ def test_bad_meshes_are_refused(nodes, elements, labels, message):
     ("scales", "faces", "options", "message"),
     [
         ([0.08, 0.09], FACES[:, ::-1], {}, "ordered outward"),
-        ([80, 90], FACES, {}, "look like mm"),
+        ([80, 90], FACES, {}, "looks like millimetres"),
         ([0.08, 0.09], FACES, {"n_layers": [1, 1]}, "each of the 1 shells"),
         ([0.08, 0.09], FACES, {"n_layers": [0]}, "at least 1"),
         ([0.08, 0.09], FACES, {"spacing": -1.0}, "spacing must be positive"),
@@ -179,7 +179,7 @@ def test_crossing_surfaces_are_refused():
     [
         (TWO_VOXELS * 1.0, AFFINE, "integer labels"),
         (0 * TWO_VOXELS, AFFINE, "no tissue"),
-        (TWO_VOXELS, np.diag([2.0, 2, 2, 1]), "look like mm"),
+        (TWO_VOXELS, np.diag([2.0, 2, 2, 1]), "looks like millimetres"),
         (TWO_VOXELS, np.diag([0.002, 0, 0.002, 1]), "singular"),
     ],
 )
