@@ -7,6 +7,7 @@ or that there is none.
 import argparse
 import os
 import sys
+import warnings
 
 __all__ = ["main"]
 
@@ -21,13 +22,20 @@ def main(arguments=None):
 
     jax.config.update("jax_enable_x64", True)
     try:
-        return options.run(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("once", UserWarning)
+            warnings.showwarning = _say
+            return options.run(options)
     except KeyboardInterrupt:
         message = "interrupted; nothing was written"
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
     print(f"bayes-esi: {message}", file=sys.stderr)
     return 2
+
+
+def _say(message, *_, **__):
+    print(f"bayes-esi: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _demo(options):
@@ -84,8 +92,9 @@ def _localize(options):
 
 
 def _forward(options):
-    from .io.forward_files import forward_of_files, write_forward
+    from .io.forward_files import check_out, forward_of_files, write_forward
 
+    check_out(options.out)
     lead_field, info, src = forward_of_files(
         options.recording,
         bem_path=options.bem,

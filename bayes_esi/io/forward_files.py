@@ -6,16 +6,17 @@ import numpy as np
 
 from ..core.drive import write_atomically
 from ..forward.bem import BEM
-from ._mne_source_space import read_file
+from ..forward.surfaces import nearest_points
+from ._mne_source_space import described, read_file, read_source_space
 from .mne_forward import bem_surfaces_of, compute_forward, lead_field_to_mne, save_lead_field
 from .template_files import info_of, source_space_of, template_head
 
-__all__ = ["CONDUCTIVITY", "forward_of_files", "write_forward"]
+__all__ = ["CONDUCTIVITY", "check_out", "forward_of_files", "write_forward"]
 
 # Skin, skull, brain in S/m; of a single surface the last.
 CONDUCTIVITY = (0.33, 0.0066, 0.33)
 SPACING = 7.0  # mm
-LEAST_DEPTH = 5.0  # mm from grid points to the inner skull
+LEAST_DEPTH = 0.005  # m from grid points to the inner skull
 
 
 def forward_of_files(
@@ -77,17 +78,22 @@ def forward_of_files(
     if conductivity is None:
         conductivity = CONDUCTIVITY[-len(vertices) :] if len(vertices) in (1, 3) else ()
     bem = BEM(vertices, faces, conductivity)
-    if src_path is None:
-        src = mne.setup_volume_source_space(
-            pos=SPACING if spacing is None else spacing,
-            bem=bem_path,
-            mindist=LEAST_DEPTH,
-            add_interpolator=False,
-            verbose="ERROR",
-        )
-    else:
+    if src_path is not None:
         src = read_file("src", src_path, mne.read_source_spaces)
-    return compute_forward(bem, info, src, trans=trans_path), info, src
+        return compute_forward(bem, info, src, trans=trans_path), info, src
+    src = mne.setup_volume_source_space(
+        pos=SPACING if spacing is None else spacing,
+        bem=bem_path,
+        mindist=0.0,
+        add_interpolator=False,
+        verbose="ERROR",
+    )
+    # MNE's least distance is that to vertices, not to the surface between them.
+    pos = described(read_source_space(src, trans_path))["source_rr"]
+    keep = nearest_points(pos, vertices[-1], faces[-1]).distance > LEAST_DEPTH
+    if not keep.any():
+        raise ValueError(f"spacing {spacing} mm leaves no grid point inside the head; lower it.")
+    return compute_forward(bem, info, src, trans=trans_path, keep=keep), info, src
 
 
 def write_forward(lead_field, info, src, path):
@@ -109,20 +115,32 @@ def write_forward(lead_field, info, src, path):
     """
     import mne
 
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise ValueError(f"out {path} lies in a folder that does not exist; create it first.")
+    path = check_out(path)
     if path.suffix == ".nc":
         save_lead_field(lead_field, path)
         return
-    if not path.name.endswith(("-fwd.fif", "_fwd.fif", "-fwd.fif.gz", "_fwd.fif.gz")):
-        raise ValueError(f"out must end in -fwd.fif or .nc, got {path.name}.")
     forward = lead_field_to_mne(lead_field, info, src)
     with write_atomically(path) as part:
         # MNE judges by the ending whether to compress.
         whole = part.with_name(f"{part.name}-{path.name[-11:].lstrip('-_')}")
         mne.write_forward_solution(whole, forward, overwrite=True, verbose="ERROR")
         whole.replace(part)
+
+
+def check_out(path):
+    """Return where to write a lead field, or say what is wrong with it before any computation.
+
+    Raises
+    ------
+    ValueError
+        See `write_forward`.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"out {path} lies in a folder that does not exist; create it first.")
+    if not path.name.endswith((".nc", "-fwd.fif", "_fwd.fif", "-fwd.fif.gz", "_fwd.fif.gz")):
+        raise ValueError(f"out must end in -fwd.fif or .nc, got {path.name}.")
+    return path
 
 
 def _on_average_head(info, conductivity):

@@ -179,7 +179,7 @@ def test_crossing_surfaces_are_refused():
     [
         (TWO_VOXELS * 1.0, AFFINE, "integer labels"),
         (0 * TWO_VOXELS, AFFINE, "no tissue"),
-        (TWO_VOXELS, np.diag([2.0, 2, 2, 1]), "looks like millimetres"),
+        (TWO_VOXELS, np.diag([2.0, 2, 2, 1]), "look like mm"),
         (TWO_VOXELS, np.diag([0.002, 0, 0.002, 1]), "singular"),
     ],
 )
