@@ -33,6 +33,8 @@ _CLEARANCE = 0.55
 # Rounds of smoothing: they close the gaps between lattice and hull, which cost superficial
 # sources up to 3 % of RDM; more rounds change nothing.
 _SMOOTHING = 3
+# A concave patch of the innermost surface turns a few elements over; this many rounds suffice.
+_MAX_UNTANGLING = 20
 
 
 def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, reference=None):
@@ -82,7 +84,7 @@ def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, r
     n_layers = _check_layers(n_layers, len(surfaces) - 1)
     points, inner = _ball(reference, faces, spacing / radius)
     n_vertices = len(innermost)
-    core = centre + _lift(points[n_vertices:], reference, faces, ray)
+    core = _untangle(centre + _lift(points, reference, faces, ray), inner, n_vertices)[n_vertices:]
 
     # The vertices of the innermost surface are nodes 0 to n_vertices - 1, the core follows,
     # then one layer of nodes after the other.
@@ -180,6 +182,17 @@ def _smooth(points, elements, n_fixed):
     free = slice(n_fixed, None)
     points = points.copy()
     points[free] = moved[free] / weight[free, None]
+    return points
+
+
+def _untangle(points, elements, n_fixed):
+    """Pull free points of elements that the map to the head turned over back to their stars."""
+    for _ in range(_MAX_UNTANGLING):
+        volumes = np.linalg.det(points[elements[:, 1:]] - points[elements[:, :1]])
+        tangled = np.unique(elements[volumes <= 1e-3 * np.median(volumes)])
+        if not tangled.size:
+            break
+        points[tangled] = _smooth(points, elements, n_fixed)[tangled]
     return points
 
 
