@@ -8,8 +8,9 @@ the higher at the top; neighbours cut their common side alike, so the mesh confo
 The inside of the innermost surface is meshed in a reference ball, where that surface is the
 convex hull of points on the unit sphere: the Delaunay tetrahedra of these and of a
 body-centred cubic lattice (the lattice whose Delaunay tetrahedra are all alike and nearly
-regular) that is coarser in the middle, mapped to the head by x = centre + s X(direction) with X
-linear on every face.
+regular) that is coarser in the middle. A few rounds move every inner point to the centre of
+gravity of its elements. The ball is mapped to the head by x = centre + s X(direction), X linear
+on every face.
 
 Cost O(n_nodes log n_nodes), about 10 s for 100,000 nodes, nearly all of it in Qhull.
 
@@ -77,7 +78,7 @@ def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, r
     ------
     ValueError
         If surfaces cross, are not star-shaped around `centre`, or their directions have
-        another hull than `faces` (then give `reference`, or use `mesh_surfaces`).
+        another hull than `faces`: then give `reference`, or use `align_surfaces` first.
     """
     surfaces, faces = _check_surfaces(surfaces, faces)
     innermost = surfaces[0]
@@ -206,7 +207,7 @@ def _ball(reference, faces, spacing):
     if {*map(tuple, np.sort(hull, axis=1))} != {*map(tuple, np.sort(faces, axis=1))}:
         raise ValueError(
             "faces are not the convex hull of the surfaces' directions from the centre: give "
-            "reference (the icosphere the surfaces were made from), or use mesh_surfaces."
+            "reference (the icosphere the surfaces were made from), or use align_surfaces first."
         )
     # The BCC lattice of constant a has edges a and a sqrt(3)/2; their mean is 0.91 a.
     a = spacing / 0.91
@@ -337,5 +338,5 @@ def _check_volumes(nodes, elements, labels):
         raise ValueError(
             f"surfaces must be nested and star-shaped around the centre: {int(n_bad[label])} "
             f"elements of compartment {label} are inside out; smooth the surfaces, move centre, "
-            "or use mesh_surfaces."
+            "or use align_surfaces or mesh_surfaces."
         )
