@@ -2,10 +2,10 @@
 
 from .bem import BEM
 from .equivalent_dipoles import EquivalentDipoles, fit_equivalent_dipoles
-from .fem import FEM
+from .fem import FEM, Transfer
 from .lead_field import LeadField
 from .mesh import Mesh
-from .mesh_layers import layered_mesh
+from .mesh_layers import align_surfaces, layered_mesh
 from .mesh_surfaces import mesh_surfaces
 from .mesh_voxels import hexahedra_from_volume
 from .sensors import Sensors, average_reference, linked_reference
@@ -23,6 +23,8 @@ __all__ = [
     "Sensors",
     "Sphere",
     "TemplateHead",
+    "Transfer",
+    "align_surfaces",
     "average_reference",
     "bipolar_reference",
     "fit_equivalent_dipoles",

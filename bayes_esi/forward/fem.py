@@ -24,7 +24,9 @@ magnetometers, and median amplitude error MAG in per cent.
     MEG tangential, RDM   .12 (.22)   .04 (.06)   .04 (.17)   .10 (.68)   .06 (.25)
     MEG of radial, silent .25 (.36)   .08 (.16)   .12 (.40)   .14 (.37)   .57 (1.5)
 
-The last row is the field of radial dipoles in per cent of that of tangential ones.
+The last row is the field of radial dipoles in per cent of that of tangential ones. Icospheres
+of order 4 at their own spacing, 30,000 nodes, have EEG medians of .06 to .46 and nothing above 1,
+|MAG| medians of .1 to .3, and cost a quarter.
 
 References: Wolters, Grasedyck, Hackbusch 2004, doi:10.1088/0266-5611/20/4/007 (transfer
 matrices); Wolters, Anwander, Tricoche, Weinstein, Koch, MacLeod 2006,
@@ -209,9 +211,9 @@ class FEM:
 
     Notes
     -----
-    Assembly costs O(n_elements); a transfer matrix takes about 270 conjugate-gradient steps.
-    For 105,000 nodes on one core: assembly 2 s, 64 electrodes 22 s, 102 coils 38 s, then 5,124
-    sources with three components 0.13 s; 0.9 GB (1.1 GB with the coils). Accuracy stands at the
+    Assembly costs O(n_elements); a transfer matrix takes about 330 conjugate-gradient steps.
+    For 105,000 nodes on one core: assembly 2.4 s, 64 electrodes 11 s, 102 coils 24 s, then 5,124
+    sources with three components 0.13 s; 1.0 GB (1.1 GB with the coils). Accuracy stands at the
     top of this file.
 
     Attributes beside the parameters: `tensors` (n_elements, 3, 3), `stiffness` (sparse),

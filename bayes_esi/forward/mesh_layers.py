@@ -1,6 +1,6 @@
 """Tetrahedra between nested surfaces that share their faces: no mesher needed.
 
-Spheres, and heads made by moving the vertices of an icosphere, are stacks of *prisms*: the
+Spheres, and heads whose surfaces are sampled along common rays, are stacks of *prisms*: the
 triangle (a, b, c) of one surface and the same triangle of the next enclose one. A prism is cut
 into three tetrahedra along the diagonals from the lower of two vertex numbers at the bottom to
 the higher at the top; neighbours cut their common side alike, so the mesh conforms.
@@ -8,8 +8,9 @@ the higher at the top; neighbours cut their common side alike, so the mesh confo
 The inside of the innermost surface is meshed in a reference ball, where that surface is the
 convex hull of points on the unit sphere: the Delaunay tetrahedra of these and of a
 body-centred cubic lattice (the lattice whose Delaunay tetrahedra are all alike and nearly
-regular) that is coarser in the middle, mapped to the head by x = centre + s X(direction) with X
-linear on every face.
+regular) that is coarser in the middle. A few rounds move every inner point to the centre of
+gravity of its elements. The ball is mapped to the head by x = centre + s X(direction), X linear
+on every face.
 
 Cost O(n_nodes log n_nodes), about 10 s for 100,000 nodes, nearly all of it in Qhull.
 
@@ -25,15 +26,24 @@ from scipy.spatial import ConvexHull, Delaunay, cKDTree
 from ..core.checks import check_array, check_count, check_positive
 from ._points import check_points
 from .mesh import Mesh
-from .surfaces import edge_lengths, enclosed_volume
+from .surfaces import (
+    check_surface,
+    edge_lengths,
+    enclosed_volume,
+    icosphere,
+)
 
-__all__ = ["layered_mesh"]
+__all__ = ["align_surfaces", "layered_mesh"]
 
 # Lattice points stay this many spacings away from the hull, so that no flat element arises.
 _CLEARANCE = 0.55
 # Rounds of smoothing: they close the gaps between lattice and hull, which cost superficial
 # sources up to 3 % of RDM; more rounds change nothing.
 _SMOOTHING = 3
+# The kinks of a head's surface turn a few flat elements over: rounds that repair them, and the
+# volume, as a fraction of the median, that each is given.
+_MAX_UNTANGLING = 20
+_LEAST_VOLUME = 0.02
 
 
 def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, reference=None):
@@ -68,7 +78,7 @@ def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, r
     ------
     ValueError
         If surfaces cross, are not star-shaped around `centre`, or their directions have
-        another hull than `faces` (then give `reference`, or use `mesh_surfaces`).
+        another hull than `faces`: then give `reference`, or use `align_surfaces` first.
     """
     surfaces, faces = _check_surfaces(surfaces, faces)
     innermost = surfaces[0]
@@ -83,7 +93,7 @@ def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, r
     n_layers = _check_layers(n_layers, len(surfaces) - 1)
     points, inner = _ball(reference, faces, spacing / radius)
     n_vertices = len(innermost)
-    core = centre + _lift(points[n_vertices:], reference, faces, ray)
+    core = _untangle(centre + _lift(points, reference, faces, ray), inner, n_vertices)[n_vertices:]
 
     # The vertices of the innermost surface are nodes 0 to n_vertices - 1, the core follows,
     # then one layer of nodes after the other.
@@ -103,6 +113,62 @@ def layered_mesh(surfaces, faces, *, spacing=None, n_layers=None, centre=None, r
     labels = np.concatenate(labels)
     _check_volumes(nodes, elements, labels)
     return Mesh(nodes, elements, labels)
+
+
+def align_surfaces(vertices, faces, *, order=4, centre=None):
+    """Sample closed surfaces along common rays, so that `layered_mesh` can take them.
+
+    Parameters
+    ----------
+    vertices : sequence of (n_vertices, 3) arrays
+        In m; each surface star-shaped around `centre`, with any number of vertices.
+    faces : sequence of (n_faces, 3) int arrays
+        Triangles of each surface, normals outward.
+    order : int
+        Of the icosphere whose vertices are the rays' directions: 10 * 4^order + 2 of them.
+    centre : (3,) array, optional
+        Where the rays start, in m; by default the middle of the smallest surface.
+
+    Returns
+    -------
+    surfaces : list of (n_rays, 3) arrays
+        Where the rays leave each surface, in m: the points lie on it, edges shortcut its curves.
+    faces : (n_ray_faces, 3) int array
+        Triangles of all of them.
+    centre : (3,) array
+        Where the rays started, for `layered_mesh`.
+
+    Raises
+    ------
+    ValueError
+        If a surface is not closed, or not star-shaped around `centre`: then use `mesh_surfaces`.
+
+    Notes
+    -----
+    Ray direction d meets the triangle with corners c_i (from the centre) where
+    d = sum_i w_i c_i has no negative w; the point is d / sum_i w_i.
+    """
+    directions, ray_faces = icosphere(check_count("order", order, minimum=0))
+    closed = [
+        check_surface(v, f, f"surface {i}")
+        for i, (v, f) in enumerate(zip(vertices, faces, strict=True))
+    ]
+    if centre is None:
+        smallest, _ = min(closed, key=lambda surface: enclosed_volume(*surface))
+        centre = 0.5 * (smallest.min(axis=0) + smallest.max(axis=0))
+    centre = check_array("centre", centre, shape=(3,))
+    surfaces = []
+    for i, (v, f) in enumerate(closed):
+        n_hidden = int(np.count_nonzero(np.linalg.det((v - centre)[f]) <= 0))
+        if n_hidden:
+            raise ValueError(
+                f"surface {i} is not star-shaped: {n_hidden} of {len(f)} faces are hidden from "
+                "centre; move centre, smooth the surface, or use mesh_surfaces."
+            )
+        face, weights = _cones(directions, v - centre, f)
+        total = weights.sum(axis=1, keepdims=True)
+        surfaces.append(centre + np.einsum("na,nax->nx", weights / total, (v - centre)[f[face]]))
+    return surfaces, ray_faces, centre
 
 
 def _check_surfaces(surfaces, faces):
@@ -141,7 +207,7 @@ def _ball(reference, faces, spacing):
     if {*map(tuple, np.sort(hull, axis=1))} != {*map(tuple, np.sort(faces, axis=1))}:
         raise ValueError(
             "faces are not the convex hull of the surfaces' directions from the centre: give "
-            "reference (the icosphere the surfaces were made from), or use mesh_surfaces."
+            "reference (the icosphere the surfaces were made from), or use align_surfaces first."
         )
     # The BCC lattice of constant a has edges a and a sqrt(3)/2; their mean is 0.91 a.
     a = spacing / 0.91
@@ -184,6 +250,29 @@ def _smooth(points, elements, n_fixed):
     return points
 
 
+def _untangle(points, elements, n_fixed):
+    """Move free points of elements that the map to the head turned over, until none is.
+
+    A Newton step on the volume, along its gradient: the least motion that restores it.
+    """
+    points = points.copy()
+    for _ in range(_MAX_UNTANGLING):
+        a, b, c = np.moveaxis(points[elements[:, 1:]] - points[elements[:, :1]], 1, 0)
+        volumes = np.sum(np.cross(a, b) * c, axis=1)  # six times
+        wanted = _LEAST_VOLUME * np.median(volumes)
+        bad = volumes < 0.1 * wanted
+        if not bad.any():
+            break
+        a, b, c = a[bad], b[bad], c[bad]
+        slopes = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
+        slopes = np.concatenate([-slopes.sum(axis=1, keepdims=True), slopes], axis=1)
+        slopes[elements[bad] < n_fixed] = 0
+        steepness = np.maximum(np.sum(slopes**2, axis=(1, 2)), np.finfo(float).tiny)
+        step = (wanted - volumes[bad]) / steepness
+        np.add.at(points, elements[bad], step[:, None, None] * slopes)
+    return points
+
+
 def _lattice(a):
     n = int(np.ceil(1 / a))
     grid = a * np.stack(np.meshgrid(*[np.arange(-n, n + 1)] * 3, indexing="ij"), axis=-1)
@@ -195,15 +284,29 @@ def _lift(points, reference, faces, ray):
     """Map points of the reference ball to offsets from the centre, face by face linear."""
     if not len(points):
         return np.zeros((0, 3))
-    corners = np.swapaxes(reference[faces], 1, 2)  # columns span the cone over a face
-    inverse = np.linalg.inv(corners)
-    tree = cKDTree(corners.mean(axis=2))
+    face, weights = _cones(points, reference, faces)
+    return np.einsum("pa,pax->px", weights, ray[faces[face]])
+
+
+def _cones(points, corners, faces):
+    """Face whose cone from the origin holds each point, and the weights w with p = sum w_i c_i."""
+    columns = np.swapaxes(corners[faces], 1, 2)
+    inverse = np.linalg.inv(columns)
+    middles = columns.mean(axis=2)
+    tree = cKDTree(middles / np.linalg.norm(middles, axis=1, keepdims=True))
     direction = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
-    _, near = tree.query(direction, k=min(12, len(faces)))
-    weights = np.einsum("pkab,pb->pka", inverse[near], points)
-    best = np.argmax(weights.min(axis=2), axis=1)
-    rows = np.arange(len(points))
-    return np.einsum("pa,pax->px", weights[rows, best], ray[faces[near[rows, best]]])
+    face, weights = np.zeros(len(points), np.int64), np.full((len(points), 3), -np.inf)
+    # Nearly always one of the nearest faces; a long triangle among small ones takes more.
+    for n_near in (12, 100, 1000):
+        left = np.flatnonzero(weights.min(axis=1) < -1e-9)
+        if not left.size:
+            break
+        _, near = tree.query(direction[left], k=min(n_near, len(faces)))
+        found = np.einsum("pkab,pb->pka", inverse[near], points[left])
+        best = np.argmax(found.min(axis=2), axis=1)
+        rows = np.arange(len(left))
+        face[left], weights[left] = near[rows, best], found[rows, best]
+    return face, weights
 
 
 def _split_prisms(faces, bottom, top):
@@ -235,5 +338,5 @@ def _check_volumes(nodes, elements, labels):
         raise ValueError(
             f"surfaces must be nested and star-shaped around the centre: {int(n_bad[label])} "
             f"elements of compartment {label} are inside out; smooth the surfaces, move centre, "
-            "or use mesh_surfaces."
+            "or use align_surfaces or mesh_surfaces."
         )

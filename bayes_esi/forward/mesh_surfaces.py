@@ -44,7 +44,7 @@ def mesh_surfaces(vertices, faces, *, spacing=None):
     Notes
     -----
     A thin shell gets one element across where the triangles of its surfaces are longer than it
-    is thick. About 3 s for 100,000 nodes.
+    is thick. About 18 s for 93,000 nodes from four surfaces of 10,242 vertices, with the checks.
     """
     surfaces = [
         check_surface(v, f, f"surface {i}")
@@ -59,8 +59,8 @@ def mesh_surfaces(vertices, faces, *, spacing=None):
         import gmsh
     except ImportError:
         raise ImportError(
-            "mesh_surfaces needs the mesher gmsh: pip install gmsh (GPL). Surfaces that share "
-            "their faces need no mesher: layered_mesh."
+            "mesh_surfaces needs the mesher gmsh: pip install gmsh (GPL). Surfaces that a common "
+            "centre sees need no mesher: align_surfaces and layered_mesh."
         ) from None
     nodes, elements, labels = _run(gmsh, surfaces, spacing)
     order = np.cross(

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from bayes_esi.forward.mesh import Mesh
-from bayes_esi.forward.mesh_layers import layered_mesh
+from bayes_esi.forward.mesh_layers import align_surfaces, layered_mesh
 from bayes_esi.forward.mesh_surfaces import mesh_surfaces
 from bayes_esi.forward.mesh_voxels import hexahedra_from_volume
-from bayes_esi.forward.surfaces import enclosed_volume, icosphere
+from bayes_esi.forward.surfaces import enclosed_volume, icosphere, nearest_points
 
 RADII = (0.078, 0.080, 0.086, 0.092)
 SPHERE, FACES = icosphere(2)
@@ -69,6 +69,43 @@ def test_layers_fill_a_lumpy_head_in_any_order_of_surfaces():
     assert np.percentile(mesh.quality(), 1) > 0.1
     # Two layers in the outer shell: three tetrahedra for each face and layer.
     assert np.count_nonzero(mesh.labels == 2) == 6 * len(faces)
+
+
+def test_aligned_points_lie_on_the_surfaces_and_on_common_rays():
+    (inner, _, outer), faces, _ = lumpy_head(3)
+    fine, fine_faces = icosphere(4)
+    vertices, triangles = [inner, 0.2 * fine + 0.01, outer], [faces, fine_faces, faces]
+    surfaces, rays, centre = align_surfaces(vertices, triangles, order=2)
+    directions, expected_faces = icosphere(2)
+    np.testing.assert_array_equal(rays, expected_faces)
+    for surface, v, f in zip(surfaces, vertices, triangles, strict=True):
+        assert nearest_points(surface, v, f).distance.max() < 1e-12
+        offset = surface - centre
+        along = offset / np.linalg.norm(offset, axis=1, keepdims=True)
+        np.testing.assert_allclose(along, directions, atol=1e-12)
+    mesh = layered_mesh(surfaces, rays, centre=centre, n_layers=[2, 2])
+    check_layers(mesh, [surfaces[0], surfaces[2], surfaces[1]], rays)
+
+
+def test_a_surface_that_hides_from_the_centre_is_refused():
+    with pytest.raises(ValueError, match="surface 1 is not star-shaped: .* hidden from"):
+        align_surfaces([0.12 * SPHERE, 0.08 * SPHERE], [FACES, FACES], centre=[0.09, 0, 0])
+
+
+def test_a_real_head_needs_no_mesher(data_dir):
+    """Its surfaces are no icospheres, its vertices not aligned; volumes agree to the sampling."""
+    import mne
+
+    file = data_dir / "sample" / "sample-1280-1280-1280-bem.fif"
+    surfaces = mne.read_bem_surfaces(file, verbose="ERROR")
+    vertices, faces = zip(*((s["rr"], s["tris"]) for s in surfaces), strict=True)
+    aligned, rays, centre = align_surfaces(vertices, faces, order=3)
+    mesh = layered_mesh(aligned, rays, centre=centre)
+    filled = np.cumsum(np.bincount(mesh.labels, mesh.volumes()))
+    enclosed = sorted(enclosed_volume(v, f) for v, f in zip(vertices, faces, strict=True))
+    # 642 rays between 642 vertices cut corners.
+    np.testing.assert_allclose(filled, enclosed, rtol=0.02)
+    assert np.percentile(mesh.quality(), 1) > 0.05
 
 
 def test_interfaces_are_the_surfaces(ball):
