@@ -14,11 +14,13 @@ for every pair of surfaces. Two rules share the work:
   does not see itself.
 
 What is left of the error shows in the solid angle a surface subtends at its own points, which is
-2 pi: the diagonal of each surface's own block takes the difference, so that a constant potential
-solves the discrete equations exactly.
+2 pi, and at those of the surfaces inside (4 pi) and around it (0): the diagonal of each surface's
+own block takes the difference, the other blocks spread it evenly (it is 1e-5 there), so that a
+constant potential solves the discrete equations exactly.
 
-Cost: 9 n_faces^2 kernel evaluations of about 4 ns and, on an even mesh, 7 (2 near)^2 n_faces
-closed forms of about 60 ns for each pair of surfaces; memory n_vertices^2 and a few tens of MB.
+Cost: 9 n_faces^2 kernel evaluations of about 5 ns and, on an even mesh, 7 x 116 n_faces closed
+forms (for near = 4, by its square) of about 90 ns for each pair of surfaces; memory n_vertices^2
+numbers for all surfaces, and for one pair of them some more.
 
 References: Mosher, Leahy, Lewis 1999, doi:10.1109/10.748978 (Galerkin for MEG and EEG); de Munck
 1992, doi:10.1109/10.256433 (inner integral); Dunavant 1985, doi:10.1002/nme.1620210612 (rules).
@@ -164,11 +166,10 @@ def _far_kernel(points, weights, faces, inner_points, normal, inner_weights, inn
     def step(block, chunk):
         at, weight, owner = chunk
         flat = at.reshape(3, -1)
-        values = [
-            _point_kernel(p[:, :, None], flat[:, None, :], normal[:, :, None])
-            * inner_weights[:, None]
-            for p in inner_points
+        kernels = [
+            _point_kernel(p[:, :, None], flat[:, None, :], normal[:, :, None]) for p in inner_points
         ]
+        values = [kernel * inner_weights[:, None] for kernel in kernels]
         # Without the barrier the kernel would be evaluated again for each of its uses.
         values = jnp.stack(jax.lax.optimization_barrier(values))
         corners = 0.5 * values + jnp.sum(values, axis=0, keepdims=True) / 6  # = mix @ values
@@ -201,7 +202,7 @@ def _near_correction(outer, inner, near, is_self):
     if is_self:
         apart = inner_face != outer_face
         inner_face, outer_face = inner_face[apart], outer_face[apart]
-    total = np.zeros(outer.n_vertices * inner.n_vertices)
+    indices, values = [np.zeros(0, np.int64)], [np.zeros(0)]
     shape = [_device(a) for a in inner.shape]
     geometry = _device(outer.corners), _device(outer.shape.area), _device(inner.corners)
     for start in range(0, len(inner_face), _NEAR_CHUNK):
@@ -212,8 +213,10 @@ def _near_correction(outer, inner, near, is_self):
         local = np.asarray(_near_kernel(*geometry, Triangles(*shape), *padded), np.float64)
         index = outer.faces[pair[0]].T[:, None] * np.int64(inner.n_vertices)
         index = index + inner.faces[pair[1]].T[None, :]
-        values = local[:, :, : index.shape[2]]
-        total += np.bincount(index.ravel(), values.ravel(), len(total))
+        indices.append(index.ravel())
+        values.append(local[:, :, : index.shape[2]].ravel())
+    size = outer.n_vertices * inner.n_vertices
+    total = np.bincount(np.concatenate(indices), np.concatenate(values), size)
     return total.reshape(outer.n_vertices, inner.n_vertices)
 
 

@@ -325,6 +325,7 @@ def test_batches_equal_one_shot_and_compile_once(bem):
     assert bem_transfer._lead_field._cache_size() == before + 1
 
 
+@pytest.mark.slow
 def test_single_precision_is_good_for_evaluation(bem):
     transfer = bem.transfer(*FEW)
     found = transfer.astype(np.float32)(SOURCES)
