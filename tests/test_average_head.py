@@ -87,6 +87,7 @@ def test_minimum_norm_of_mne_localises_with_it(recordings):
     assert np.median(errors) < 0.015 and np.quantile(errors, 0.75) < 0.02
 
 
+@pytest.mark.slow
 def test_dipoles_localise_with_it(recordings):
     lead_field, info, space, pos, evokeds = recordings
     forward = lead_field.to_mne(info, space)
