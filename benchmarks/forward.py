@@ -21,9 +21,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
-import resource
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -34,6 +31,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import jax
 import numpy as np
+from machine import describe_machine, peak_memory_mib
 
 RADII = np.array([0.080, 0.086, 0.092])
 SIGMA = np.array([0.33, 0.33 / 80, 0.33])
@@ -53,10 +51,10 @@ def main():
     warnings.filterwarnings("ignore", ".*closer to the innermost surface.*", UserWarning)
     has_mne = not options.no_peer and importlib.util.find_spec("mne") is not None
     parts = {"sphere": sphere, "bem": bem, "fem": fem, "heads": heads}
-    result = {"machine": _machine(), "precision": options.precision, "n_timed": N_TIMED}
+    result = {"machine": describe_machine(), "precision": options.precision, "n_timed": N_TIMED}
     for name in options.parts:
         result[name] = parts[name](options, has_mne)
-        result[name]["peak_memory_mib"] = round(_peak_memory_mib())
+        result[name]["peak_memory_mib"] = round(peak_memory_mib())
         if options.out:
             Path(options.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
@@ -503,22 +501,6 @@ def _print_table(title, table):
         )
         mags = ", ".join(f"{row['mag_median']:+.2f}" for row in rows)
         print(f"  {title} {kind:10} RDM % median (max)  {cells}   MAG % {mags}", flush=True)
-
-
-def _machine():
-    device = jax.devices()[0]
-    return {
-        "device": f"{device.platform}: {device.device_kind}",
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-    }
-
-
-def _peak_memory_mib():
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 if __name__ == "__main__":

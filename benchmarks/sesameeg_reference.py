@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ import types
 from pathlib import Path
 
 import numpy as np
+from machine import peak_memory_mib
 
 __all__ = ["run_sesameeg", "sample_problem"]
 
@@ -240,14 +240,8 @@ def run_sesameeg(
         "n_dipoles": n_dipoles,
         "n_dipoles_probs": np.round(sampler.model_sel[-1], 4).tolist(),
         "pos_mm": np.round(1e3 * sampler.source_space[places], 1).tolist(),
-        "peak_rss_mib": round(_peak_rss_mib(), 1),
+        "peak_rss_mib": round(peak_memory_mib(), 1),
     }
-
-
-def _peak_rss_mib():
-    """Largest resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, else KiB
 
 
 def main(argv=None):

@@ -16,15 +16,14 @@ Rates count sampling alone on both sides; the seconds of our runs hold the set-u
 import argparse
 import json
 import os
-import platform
-import resource
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from machine import describe_machine, peak_memory_mib
 
 FOLDER = Path(__file__).parent
 WINDOW = (0.045, 0.135)
@@ -53,14 +52,14 @@ def main():
             "n_times": problem.n_times,
             "n_sources": problem.n_sources,
         },
-        "machine": _machine(),
+        "machine": describe_machine(),
         "precision": options.precision,
         "n_particles": options.particles,
         "compilation_s": compilation,
         "set_up_s": set_up,
         "seconds": statistics.median(run["seconds"] for run in warm),
         "sweeps_per_s": statistics.median(run["sweeps_per_s"] for run in warm),
-        "peak_memory_mib": _peak_memory_mib(),
+        "peak_memory_mib": peak_memory_mib(),
         "runs": warm,
     }
     if not options.no_peer:
@@ -166,24 +165,6 @@ def _run_peer(options):
     command += ["--cache", options.cache] if options.cache else []
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(printed)
-
-
-def _machine():
-    import jax
-
-    device = jax.devices()[0]
-    return {
-        "device": f"{device.platform}: {device.device_kind}",
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-    }
-
-
-def _peak_memory_mib():
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _print(result):

@@ -130,22 +130,7 @@ class Sphere:
         return sphere_meg(source_pos, coil_pos, coil_normal)
 
     def lead_field(self, info, source_pos, **options):
-        """Lead field of the sensors of a recording.
-
-        Parameters
-        ----------
-        info : mne.Info
-        source_pos : (n_sources, 3) array or mne.SourceSpaces
-            Positions in m in head coordinates, or a source space.
-        **options
-            `trans`, `keep`, `accuracy`, `kinds`, `memory_limit` of
-            `bayes_esi.io.mne_forward.compute_forward`.
-
-        Returns
-        -------
-        LeadField
-            (n_channels, n_sources, 3), in V, T or T/m per A·m.
-        """
+        """Lead field of the sensors of an `mne.Info`; see `BEM.lead_field`."""
         return ports.perform(self, "lead_field", info, source_pos, **options)
 
     def equivalent_dipoles(self, n_dipoles=8):
