@@ -121,6 +121,7 @@ def bem(options, has_mne):
             "eeg": accuracy(lambda p, h=head: h.eeg(p, electrodes), _exact_eeg, average=True),
             "meg": accuracy(lambda p, h=head: h.meg(p, coils, normals), _exact_meg),
         }
+        row["peak_memory_mib"] = round(peak_memory_mib())  # so far: of all that ran before
         print(
             f"BEM, 3 x {len(vertices)}: prepared {prepared:.1f} s ({first:.1f} s with "
             f"compilation), {N_TIMED} sources {row['lead_fields_s']:.1f} s"
@@ -323,12 +324,14 @@ def _spiral(n, part):
 
 
 def _cpu_seconds(function, *, warm=True):
-    """CPU seconds of one call, after another that compiles; the median of three."""
+    """CPU seconds of one call: the first, or the median of nine (three if slow) after it."""
     seconds = []
-    for _ in range(4 if warm else 1):
+    while len(seconds) < (10 if warm else 1):
         start = time.process_time()
         jax.block_until_ready(function())
         seconds.append(time.process_time() - start)
+        if len(seconds) > 3 and seconds[-1] > 0.5:
+            break
     return float(np.median(seconds[1:] if warm else seconds))
 
 
@@ -353,19 +356,24 @@ def _mne_info(electrodes, coils, normals):
     return info
 
 
-def _mne_forward(info, model, pos):
-    """Lead fields (n_eeg, n_sources, 3) and (n_meg, n_sources, 3) by MNE."""
+def _mne_sources(pos):
     import mne
 
     normals = np.tile([0.0, 0.0, 1.0], (len(pos), 1))
-    src = mne.setup_volume_source_space(
+    return mne.setup_volume_source_space(
         pos={"rr": pos, "nn": normals}, sphere_units="m", mindist=0.0, verbose="ERROR"
     )
+
+
+def _mne_forward(info, model, src):
+    """Lead fields (n_eeg, n_sources, 3) and (n_meg, n_sources, 3) by MNE."""
+    import mne
+
     forward = mne.make_forward_solution(
         info, mne.Transform("head", "mri"), src, model, mindist=0.0, verbose="ERROR"
     )
     rows = forward["sol"]["row_names"]
-    lead = forward["sol"]["data"].reshape(len(rows), len(pos), 3)
+    lead = forward["sol"]["data"].reshape(len(rows), -1, 3)
     is_eeg = np.array([name.startswith("EEG") for name in rows])
     return lead[is_eeg], lead[~is_eeg]
 
@@ -387,14 +395,17 @@ def _mne_sphere(electrodes, coils, normals, pos):
         "meg": _mne_info(empty, coils, normals),
         "eeg": _mne_info(electrodes, empty, empty),
     }
+    src = _mne_sources(pos)
     rates = {
-        kind: N_TIMED / _cpu_seconds(lambda i=info: _mne_forward(i, head, pos))
+        kind: N_TIMED / _cpu_seconds(lambda i=info: _mne_forward(i, head, src))
         for kind, info in infos.items()
     }
-    theirs = _mne_forward(infos["meg"], head, pos)[1]
+    theirs = _mne_forward(infos["meg"], head, src)[1]
     ours = np.asarray(sphere_meg(pos, coils, normals))
     difference = float(np.abs(theirs - ours).max() / np.abs(theirs).max())
-    errors = accuracy(lambda p: _mne_forward(infos["eeg"], head, p)[0], _exact_eeg, average=True)
+    errors = accuracy(
+        lambda p: _mne_forward(infos["eeg"], head, _mne_sources(p))[0], _exact_eeg, average=True
+    )
     return rates, difference, errors
 
 
@@ -434,17 +445,21 @@ def _mne_bem(surfaces, electrodes, coils, normals, pos, solver="mne"):
     prepared = time.process_time() - start
     found = {
         "preparation_s": prepared,
-        "eeg": accuracy(lambda p: _mne_forward(info, head, p)[0], _exact_eeg, average=True),
+        "eeg": accuracy(
+            lambda p: _mne_forward(info, head, _mne_sources(p))[0], _exact_eeg, average=True
+        ),
     }
     if solver == "mne":
-        found["lead_fields_s"] = _cpu_seconds(lambda: _mne_forward(info, head, pos))
-        found["meg"] = accuracy(lambda p: _mne_forward(info, head, p)[1], _exact_meg)
+        src = _mne_sources(pos)
+        found["lead_fields_s"] = _cpu_seconds(lambda: _mne_forward(info, head, src))
+        found["meg"] = accuracy(lambda p: _mne_forward(info, head, _mne_sources(p))[1], _exact_meg)
     return found
 
 
 def _mne_lead_field(surfaces, conductivity, electrodes, pos, solver="mne"):
     info = _mne_info(electrodes, np.zeros((0, 3)), np.zeros((0, 3)))
-    return _mne_forward(info, _mne_bem_solution(surfaces, conductivity, solver), pos)[0]
+    solution = _mne_bem_solution(surfaces, conductivity, solver)
+    return _mne_forward(info, solution, _mne_sources(pos))[0]
 
 
 def _real_heads(options):

@@ -111,7 +111,7 @@ def check(name, sampler, n_candidates, seed, **changes):
     [
         ("correlated, known scales", 0, "reversible_jump"),
         ("correlated, unknown scales", 8, "smc"),
-        ("ambiguous, unknown scales", 8, "reversible_jump"),
+        pytest.param("ambiguous, unknown scales", 8, "reversible_jump", marks=pytest.mark.slow),
     ],
 )
 def test_samplers_agree_with_enumeration(name, n_candidates, sampler):
