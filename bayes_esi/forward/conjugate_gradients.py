@@ -130,14 +130,16 @@ def _refine(matrix, table, scale, order, right_sides, width, tol, max_steps):
     n_columns = right_sides.shape[1]
     target = np.linalg.norm(scale[:, None] * right_sides, axis=0)
     target = np.where(target > 0, target, 1.0)
-    solution, left, n_steps = np.zeros(right_sides.shape), right_sides, 0
+    solution, left, n_steps, before = np.zeros(right_sides.shape), right_sides, 0, np.inf
     for _ in range(_MAX_ROUNDS):
         scaled = np.zeros((len(scale), width))
         scaled[:, :n_columns] = (scale[:, None] * left / target)[order]
         size = np.linalg.norm(scaled, axis=0)
         residual = size[:n_columns]
-        if np.all(residual <= tol):
+        # A round that hardly helped, as where columns do not sum to zero, is the last.
+        if np.all(residual <= tol) or residual.max() > 0.5 * before:
             break
+        before = residual.max()
         # Of order one on the device, whatever the units; half the tolerance leaves room for
         # the difference between the recursion's residual and the true one.
         size = np.where(size > 0, size, 1.0)

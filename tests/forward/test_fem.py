@@ -231,6 +231,19 @@ def test_single_precision_is_close(eeg):
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
+def test_coils_are_solved_for_in_single_precision(coarse):
+    pos = dipoles(0.8)[0]
+    expected = np.asarray(coarse.meg(pos, COIL_POS, COIL_NORMAL))
+    jax.config.update("jax_enable_x64", False)
+    try:
+        single = FEM(coarse.mesh, coarse.conductivity, centre=coarse.centre)
+        found = np.asarray(single.meg(pos, COIL_POS, COIL_NORMAL))
+    finally:
+        jax.config.update("jax_enable_x64", True)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
 def test_voxels_work_with_their_known_error():
     spacing = 0.012
     grid = (np.indices((16, 16, 16)) - 7.5) * spacing
