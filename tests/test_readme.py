@@ -17,3 +17,20 @@ def test_measured_figures_are_those_of_the_kept_results():
     result = json.loads((ROOT / "benchmarks/results/static_dipoles_cpu_float64.json").read_text())
     assert f"{result['ratio_of_sweep_rates']:.0f} times" in readme
     assert f"{result['seconds']:.1f} s" in readme
+
+
+def test_head_models_are_those_of_the_kept_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    result = json.loads((ROOT / "benchmarks/results/forward_cpu_float64.json").read_text())
+    for n_vertices, peer in (("642", "mne"), ("642", "openmeeg"), ("2562", "mne")):
+        for rows in (result["bem"][n_vertices], result["bem"][n_vertices][peer]):
+            eeg = [rows["eeg"][kind] for kind in ("radial", "tangential")]
+            shown = [
+                " / ".join(f"{pair['rdm_median']:.2g}" for pair in pairs)
+                for pairs in zip(*eeg, strict=True)
+                if pairs[0]["eccentricity"] in (0.3, 0.8, 0.95, 0.98)
+            ]
+            assert " | ".join(shown) in readme
+            assert f"{rows['preparation_s']:.1f} s" in readme
+    assert f"{result['sphere']['ratio_to_mne']['meg']:.0f} times" in readme
+    assert f"{result['fem']['n_nodes']:,} nodes" in readme
