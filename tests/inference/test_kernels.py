@@ -178,6 +178,7 @@ def test_an_interrupted_run_resumes_with_the_same_bits(tmp_path, monkeypatch):
         be.infer(model, problem, throw=False, checkpoint=stem, **{**run, "n_particles": 61})
 
 
+@pytest.mark.slow
 def test_table_and_factors_give_the_same_posterior():
     problem, model = make_problem(30, seed=4), be.StaticDipoles(max_dipoles=3)
     options = {"n_particles": 100, "n_runs": 1, "progress": False, "throw": False}

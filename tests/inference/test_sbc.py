@@ -54,11 +54,13 @@ def few(protocol):
     return calibrate(protocol, "smc", 20, 15, seed=11, n_particles=100)
 
 
+@pytest.mark.slow
 def test_a_few_replications_run(protocol, few):
     assert few[1].shape == (20, len(protocol.STATISTICS), 15)
     check(protocol, *few)
 
 
+@pytest.mark.slow
 def test_wrong_draws_are_found(protocol, few):
     """Noise levels 30 % too low are seen after 20 replications: the protocol has power."""
     truths, draws, _ = few
