@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ..forward._points import check_points
+from ._files import read_file
 from ._sensors import HEAD_FRAME
 from ._source_space import LEFT_HEMISPHERE, RIGHT_HEMISPHERE
 
@@ -15,7 +16,6 @@ __all__ = [
     "kept",
     "matched",
     "mri_to_head_of",
-    "read_file",
     "read_source_space",
     "rebuilt",
 ]
@@ -210,17 +210,3 @@ def described(src):
         "source_ori": FREE_ORIENTATION,
         "surf_ori": False,
     }
-
-
-def read_file(argument, path, reader):
-    """Read a file with a function of MNE; `ValueError` names the argument and the cause."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"the {argument} file {path} does not exist.")
-    try:
-        return reader(path, verbose="ERROR") if reader.__name__ != "read_trans" else reader(path)
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"the {argument} file {path} cannot be read: {lines[0].rstrip('.')}."
-        ) from error

@@ -7,7 +7,8 @@ import numpy as np
 from ..core.drive import write_atomically
 from ..forward.bem import BEM
 from ..forward.surfaces import nearest_points
-from ._mne_source_space import described, read_file, read_source_space
+from ._files import read_file
+from ._mne_source_space import described, read_source_space
 from .mne_forward import bem_surfaces_of, compute_forward, lead_field_to_mne, save_lead_field
 from .template_files import info_of, source_space_of, template_head
 

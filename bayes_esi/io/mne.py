@@ -6,7 +6,6 @@ coordinates (`_source_space`) and leaves whitening to `Problem.from_arrays`.
 """
 
 import numbers
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from ._channels import (
     projector,
     sensor_positions,
 )
+from ._files import read_file
 from ._source_space import lead_field_of, sources_of
 
 __all__ = ["dipoles_to_mne", "from_mne", "read_problem_files", "source_estimate"]
@@ -125,14 +125,10 @@ def read_problem_files(evoked_path, forward_path, noise_cov_path, condition=None
     """
     import mne
 
-    evokeds = _read(
-        "evoked", evoked_path, lambda p: mne.read_evokeds(p, proj=False, verbose="ERROR")
-    )
+    evokeds = read_file("evoked", evoked_path, mne.read_evokeds, proj=False)
     evoked = _choose(evokeds, condition)
-    forward = _read(
-        "forward", forward_path, lambda p: mne.read_forward_solution(p, verbose="ERROR")
-    )
-    noise_cov = _read("noise_cov", noise_cov_path, lambda p: mne.read_cov(p, verbose="ERROR"))
+    forward = read_file("forward", forward_path, mne.read_forward_solution)
+    noise_cov = read_file("noise_cov", noise_cov_path, mne.read_cov)
     return evoked, forward, noise_cov
 
 
@@ -305,19 +301,6 @@ def _window(times, sfreq, tmin, tmax):
     # The samples nearest to both ends belong to the window, as in `mne.Evoked.crop`.
     first, last = (round(value * sfreq) / sfreq for value in (tmin, tmax))
     return (times >= first - 0.5 / sfreq) & (times <= last + 0.5 / sfreq)
-
-
-def _read(argument, path, reader):
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"the {argument} file {path} does not exist.")
-    try:
-        return reader(path)
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"the {argument} file {path} cannot be read: {lines[0].rstrip('.')}."
-        ) from error
 
 
 def _choose(evokeds, condition):

@@ -15,6 +15,7 @@ from ..forward.lead_field import LeadField
 from ..forward.sensors import FAMILIES, rows_of
 from . import netcdf
 from ._channels import sensor_positions
+from ._files import read_file
 from ._lead_field_file import lead_field_from_tree, lead_field_to_tree
 from ._mne_source_space import (
     FREE_ORIENTATION,
@@ -23,7 +24,6 @@ from ._mne_source_space import (
     kept,
     matched,
     mri_to_head_of,
-    read_file,
     read_source_space,
     rebuilt,
 )
