@@ -14,7 +14,8 @@ from ..core.checks import check_choice, check_count, check_fraction, check_posit
 from ..core.drive import Checkpoint, fingerprint
 from ..core.status import Status
 from ..models.dipole_gram import build_gram, table_bytes
-from ..models.static_dipoles import dipole_design, dipole_prior, reference_prior
+from ..models.orientation import orient
+from ..models.static_dipoles import dipole_prior, reference_prior
 from . import pursuit
 from .dipole_target import Dipoles, Target
 
@@ -114,7 +115,7 @@ def prepare(model, problem, memory_limit, n_candidates=None):
         If not even the lead field fits in the memory limit, or the model does not fit
         the problem.
     """
-    design = dipole_design(model, problem)
+    design = orient(problem, model.loose)
     itemsize = jax.dtypes.canonicalize_dtype(design.lead_field.dtype).itemsize
     rank, n_sources, d = design.lead_field.shape
     least = itemsize * n_sources * d * (rank + problem.n_groups * min(rank, problem.n_times))

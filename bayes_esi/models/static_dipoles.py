@@ -22,13 +22,12 @@ from scipy.special import gammaln, logsumexp
 from ..core.checks import check_array, check_count, check_positive
 from ..core.struct import struct
 from ..core.types import Array, Float
+from .orientation import check_loose
 from .scale_prior import check_scale, pin_scale, scale_prior
 
 __all__ = [
-    "DipoleDesign",
     "DipolePrior",
     "StaticDipoles",
-    "dipole_design",
     "dipole_prior",
     "log_set_sums",
     "reference_prior",
@@ -84,8 +83,7 @@ class StaticDipoles:
         check_count("max_dipoles", self.max_dipoles)
         check_scale("moment_std", self.moment_std)
         check_scale("noise_std", self.noise_std)
-        if not 0 <= self.loose <= 1:
-            raise ValueError(f"loose must lie between 0 and 1, got {self.loose!r}.")
+        check_loose(self.loose)
 
 
 @struct
@@ -105,56 +103,6 @@ class DipolePrior:
     def log_density_of_scales(self, log_scales: Float[Array, " n_scales"]) -> Float[Array, ""]:
         """Log prior density of the logarithms of all scales."""
         return sum(prior.log_density(log_scales[..., i]) for i, prior in enumerate(self.scales))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class DipoleDesign:
-    """The lead field in coordinates where every moment component has the same prior.
-
-    Attributes
-    ----------
-    lead_field : (rank, n_sources, d)
-        Whitened; ``lead_field = problem.lead_field @ frames``.
-    frames : (n_sources, n_axes, d)
-        Turns d components into the moment: along the three axes of space, or along the one
-        orientation of a lead field that came without normals.
-    """
-
-    lead_field: np.ndarray
-    frames: np.ndarray
-
-
-def dipole_design(model, problem):
-    """Apply the model's orientation law to the lead field.
-
-    Raises
-    ------
-    ValueError
-        If `loose` < 1 needs normals that the problem lacks.
-    """
-    if problem.n_orient == 1:
-        if problem.source_normals is None:
-            frames = np.ones((problem.n_sources, 1, 1))
-        else:
-            frames = problem.source_normals[:, :, None]
-        return DipoleDesign(problem.lead_field, frames)
-    if model.loose == 1:
-        frames = np.broadcast_to(np.eye(3), (problem.n_sources, 3, 3))
-        return DipoleDesign(problem.lead_field, frames)
-    if problem.source_normals is None:
-        raise ValueError(
-            f"loose={model.loose} needs source_normals, which this problem lacks; use loose=1, or "
-            "a surface source space."
-        )
-    normal = problem.source_normals
-    helper = np.eye(3)[np.argmin(np.abs(normal), axis=1)]
-    first = np.cross(normal, helper)
-    first /= np.linalg.norm(first, axis=1, keepdims=True)
-    tangential = np.sqrt(model.loose) * np.stack([first, np.cross(normal, first)], axis=2)
-    parts = [normal[:, :, None]] if model.loose == 0 else [tangential, normal[:, :, None]]
-    frames = np.concatenate(parts, axis=2)
-    field = np.einsum("rsx,sxd->rsd", problem.lead_field, frames)
-    return DipoleDesign(field.astype(problem.lead_field.dtype), frames)
 
 
 def dipole_prior(model, problem, design, dtype):

@@ -9,8 +9,9 @@ from scipy.special import logsumexp
 from ..core import ports
 from ..core.checks import check_choice, check_count
 from ..core.status import Status
+from ..models.orientation import orient
 from ..models.problem import Problem
-from ..models.static_dipoles import StaticDipoles, dipole_design
+from ..models.static_dipoles import StaticDipoles
 from .credible import credible_set, to_millilitres
 from .matching import match
 from .moments import conditional_moments
@@ -312,7 +313,7 @@ class DipolePosterior:
     @functools.cached_property
     def design(self):
         """The lead field in the coordinates of the model's moments."""
-        return dipole_design(self.model, self.problem)
+        return orient(self.problem, self.model.loose)
 
     @functools.cached_property
     def labels(self):

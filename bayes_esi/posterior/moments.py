@@ -26,7 +26,7 @@ def conditional_moments(problem, design, places, active, moment_std, noise_std):
     Parameters
     ----------
     problem : Problem
-    design : DipoleDesign
+    design : OrientedField
     places : (n_draws, n_slots) int array
     active : (n_draws, n_slots) bool array
     moment_std : (n_draws,) array

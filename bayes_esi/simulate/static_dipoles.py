@@ -19,8 +19,9 @@ import numpy as np
 from scipy.special import gammaln
 
 from ..core.checks import check_count, check_positive
+from ..models.orientation import orient
 from ..models.problem import Problem
-from ..models.static_dipoles import dipole_design, log_set_sums
+from ..models.static_dipoles import log_set_sums
 
 __all__ = ["DipoleTruth", "draw_problem", "random_geometry"]
 
@@ -91,7 +92,7 @@ def draw_problem(key, model, template):
     moment_std = _draw_scales(key_moment, model.moment_std, 1)[0]
     noise_std = _draw_scales(key_noise, model.noise_std, template.n_groups)
 
-    design = dipole_design(model, template)
+    design = orient(template, model.loose)
     places = _draw_places(rng, model, template)
     n_axes, d = design.frames.shape[1:]
     components = moment_std * rng.standard_normal((len(places), d, template.n_times))

@@ -22,8 +22,9 @@ from bayes_esi.inference.dipole_target import (
     without,
 )
 from bayes_esi.models.dipole_gram import build_gram
+from bayes_esi.models.orientation import orient
 from bayes_esi.models.problem import Problem
-from bayes_esi.models.static_dipoles import StaticDipoles, dipole_design, dipole_prior
+from bayes_esi.models.static_dipoles import StaticDipoles, dipole_prior
 
 N_SOURCES, N_TIMES, RANK = 8, 12, 10  # more samples than channels: time is compressed
 KINDS = [(d, g, t) for d in (1, 3) for g in (1, 2) for t in (True, False)]
@@ -142,7 +143,7 @@ def test_prior_of_a_state_is_poisson_times_places_times_scales():
         rng.standard_normal((N_SOURCES, 3)),
     )
     model = StaticDipoles(0.8, 3, location_prior=weights)
-    design = dipole_design(model, problem)
+    design = orient(problem, model.loose)
     prior = dipole_prior(model, problem, design, np.float64)
     gram = build_gram(design.lead_field, problem.data, problem.noise_group, 1)
     moment, noise = prior.scales

@@ -12,8 +12,9 @@ from scipy.stats import multivariate_normal
 
 from bayes_esi.inference import dipole_inference, enumerate
 from bayes_esi.inference.dipole_target import log_likelihood
+from bayes_esi.models.orientation import orient
 from bayes_esi.models.problem import Problem
-from bayes_esi.models.static_dipoles import StaticDipoles, dipole_design
+from bayes_esi.models.static_dipoles import StaticDipoles
 
 jax.config.update("jax_enable_x64", True)
 
@@ -61,7 +62,7 @@ def all_sets(n_sources, model, weights=None):
 
 
 def fields_of(problem, model, places):
-    lead_field = dipole_design(model, problem).lead_field
+    lead_field = orient(problem, model.loose).lead_field
     return lead_field[:, list(places)].reshape(len(lead_field), -1)
 
 

@@ -11,8 +11,9 @@ from scipy.special import logsumexp
 from scipy.stats import kstest
 
 import bayes_esi as be
+from bayes_esi.models.orientation import orient
 from bayes_esi.models.scale_prior import pin_scale, scale_prior
-from bayes_esi.models.static_dipoles import dipole_design, dipole_prior, log_set_sums
+from bayes_esi.models.static_dipoles import dipole_prior, log_set_sums
 
 
 def make_problem(n_sources=7, n_orient=3, **more):
@@ -30,7 +31,7 @@ def make_problem(n_sources=7, n_orient=3, **more):
 def test_prior_of_sets_sums_to_a_truncated_poisson(weights):
     problem = make_problem()
     model = be.StaticDipoles(0.8, max_dipoles=6, location_prior=weights)
-    prior = dipole_prior(model, problem, dipole_design(model, problem), np.float64)
+    prior = dipole_prior(model, problem, orient(problem, model.loose), np.float64)
     log_number, log_place = np.asarray(prior.log_number), np.asarray(prior.log_place)
     mass = np.zeros(7)
     for k in range(7):
@@ -75,12 +76,12 @@ def test_scale_priors_are_densities_of_the_logarithm(value, is_pinned):
 
 def test_orientation_laws():
     problem = make_problem()
-    loose = dipole_design(be.StaticDipoles(loose=0.3), problem)
+    loose = orient(problem, 0.3)
     normal = problem.source_normals
     cov = loose.frames @ loose.frames.swapaxes(1, 2)
     outer = normal[:, :, None] * normal[:, None, :]
     np.testing.assert_allclose(cov, 0.3 * np.eye(3) + 0.7 * outer, atol=1e-12)
-    fixed = dipole_design(be.StaticDipoles(loose=0), problem)
+    fixed = orient(problem, 0.0)
     assert fixed.lead_field.shape[2] == 1
     np.testing.assert_allclose(
         fixed.lead_field[:, :, 0], np.einsum("rsx,sx->rs", problem.lead_field, normal), atol=1e-12
