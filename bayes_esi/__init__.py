@@ -4,17 +4,22 @@ import importlib
 
 from .api import compare, example_recording, from_mne, infer, load, methods, template_head
 from .core.status import InferenceError, Status
+from .models.autoregressive import AutoregressiveSources
+from .models.gaussian import GaussianSources
 from .models.problem import Problem
 from .models.static_dipoles import StaticDipoles
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoregressiveSources",
+    "GaussianSources",
     "InferenceError",
     "Problem",
     "StaticDipoles",
     "Status",
     "compare",
+    "distributions",
     "example_recording",
     "forward",
     "from_mne",
@@ -26,7 +31,7 @@ __all__ = [
 
 
 def __getattr__(name):
-    """Import the head models when they are first asked for."""
-    if name == "forward":
-        return importlib.import_module(".forward", __name__)
+    """Import head models and NumPyro distributions when they are first asked for."""
+    if name in ("distributions", "forward"):
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,9 +7,9 @@ import numpy as np
 
 from .core import ports
 from .core.status import InferenceError
-from .inference import dipole_inference, registry
+from .inference import registry
 from .models.problem import Problem
-from .posterior.dipoles import DipoleDraws, DipolePosterior
+from .posterior.assemble import assemble
 
 __all__ = [
     "compare",
@@ -55,7 +55,7 @@ def infer(
 
     Parameters
     ----------
-    model : StaticDipoles
+    model : GaussianSources, AutoregressiveSources or StaticDipoles
     problem : Problem
     key : PRNG key, optional
         Of `jax.random`; by default ``jax.random.key(0)``. The same key gives the same result.
@@ -70,13 +70,15 @@ def infer(
         Stem of files that keep the state of the run, so that calling again after an interruption
         continues and gives the same bits. They are removed when the runs are complete.
     **options
-        `n_particles`, `n_runs` (independent repeats: chains, and the error of the evidence),
-        `ess_threshold`, `memory_limit` (bytes for tabulated Gram blocks) and others; see
-        `bayes_esi.inference.dipole_inference.OPTIONS`.
+        Of dipoles: `n_particles`, `n_runs` (independent repeats: chains, and the error of the
+        evidence), `ess_threshold`, `memory_limit` (bytes for tabulated Gram blocks) and others; see
+        `bayes_esi.inference.dipole_inference.OPTIONS`. Of distributed sources: `regularisation`
+        ("evidence", "gcv" or "l_curve"), `missing` (n_times,) bool, `n_chains`, `n_warmup`,
+        `n_samples`; see `bayes_esi.inference.source_inference.OPTIONS`.
 
     Returns
     -------
-    DipolePosterior
+    SourcePosterior or DipolePosterior
 
     Raises
     ------
@@ -85,18 +87,19 @@ def infer(
     InferenceError
         If the result cannot be trusted.
     """
-    name, module = registry.find(model, method)
+    name, runner = registry.find(model, method)
     if not isinstance(problem, Problem):
         raise ValueError(
             f"problem must be a Problem, got {type(problem).__name__}; build one with "
             "bayes_esi.from_mne or Problem.from_arrays."
         )
     key = _check_key(key)
-    options = dipole_inference.check_options(name, options)
+    options = runner.check_options(name, options)
     _warn_of_single_precision(problem)
-    solve = dipole_inference.solve if name == "enumerate" else dipole_inference.repeat
-    result = solve(module, key, model, problem, options, progress=progress, checkpoint=checkpoint)
-    posterior = _dipole_posterior(model, problem, name, result)
+    result = runner.run(
+        name, key, model, problem, options, progress=progress, checkpoint=checkpoint
+    )
+    posterior = assemble(model, problem, name, result)
     if throw and not posterior.status.is_trustworthy:
         raise InferenceError(posterior.status, posterior)
     return posterior
@@ -164,7 +167,7 @@ def load(path):
 
     Returns
     -------
-    DipolePosterior or LeadField
+    SourcePosterior, DipolePosterior or LeadField
 
     Raises
     ------
@@ -216,28 +219,6 @@ def _warn_of_single_precision(problem):
         )
 
 
-def _dipole_posterior(model, problem, method, result):
-    """Give the draws back their units."""
-    scales = np.exp(np.asarray(result.draws.log_scales, np.float64))
-    exact = {}
-    if result.exact is not None:
-        exact = {
-            "n_dipoles_pmf": np.asarray(result.exact.n_dipoles_pmf),
-            "intensity": np.asarray(result.exact.intensity),
-        }
-    draws = DipoleDraws(
-        places=np.asarray(result.draws.places),
-        active=np.asarray(result.draws.active),
-        moment_std=scales[..., 0] * problem.moment_unit,
-        noise_std=scales[..., 1:],
-        log_likelihood=np.asarray(result.draws.log_likelihood, np.float64) + problem.log_jacobian,
-        log_evidence=np.asarray(result.log_evidence, np.float64) + problem.log_jacobian,
-        trace=result.trace,
-        **exact,
-    )
-    return DipolePosterior(problem, model, method, draws, result.status)
-
-
 def _save(posterior, path):
     from .io import netcdf
     from .posterior.archive import to_archive
@@ -245,7 +226,7 @@ def _save(posterior, path):
     netcdf.write(to_archive(posterior), path)
 
 
-def _to_mne(posterior):
+def _dipoles_to_mne(posterior):
     from .io.mne import dipoles_to_mne, source_estimate
 
     problem = posterior.problem
@@ -253,7 +234,15 @@ def _to_mne(posterior):
     return dipoles, source_estimate(problem, posterior.intensity)
 
 
-def _plot(posterior, kind, **kwargs):
+def _sources_to_mne(posterior, quantity):
+    from .io.mne import source_estimate
+
+    is_moment = quantity in ("mean", "std")
+    values = getattr(posterior, quantity) if is_moment else posterior.statistic(quantity)
+    return source_estimate(posterior.problem, values)
+
+
+def _plot_dipoles(posterior, kind, **kwargs):
     if kind in ("cortex", "glass_brain"):
         from .viz import brain as drawings
 
@@ -261,6 +250,20 @@ def _plot(posterior, kind, **kwargs):
     else:
         from .viz import dipoles as drawings
     return getattr(drawings, f"plot_{kind}")(posterior, **kwargs)
+
+
+def _plot_sources(posterior, kind, **kwargs):
+    from .viz import sources
+
+    if kind in ("cortex", "glass_brain"):
+        kwargs["head"] = template_head()
+    return getattr(sources, f"plot_{kind}")(posterior, **kwargs)
+
+
+def _program(model, problem):
+    from .distributions.programs import source_program
+
+    return source_program(model, problem)
 
 
 def _lead_field(model, info, source_pos, **options):
@@ -307,7 +310,10 @@ def _source_space(head, order):
 
 
 for class_name, verbs in {
-    "DipolePosterior": {"save": _save, "to_mne": _to_mne, "plot": _plot},
+    "DipolePosterior": {"save": _save, "to_mne": _dipoles_to_mne, "plot": _plot_dipoles},
+    "SourcePosterior": {"save": _save, "to_mne": _sources_to_mne, "plot": _plot_sources},
+    "GaussianSources": {"numpyro": _program},
+    "AutoregressiveSources": {"numpyro": _program},
     "Sphere": {"lead_field": _lead_field},
     "BEM": {"lead_field": _lead_field, "from_mne": _bem_from_mne},
     "FEM": {"lead_field": _lead_field},

@@ -13,6 +13,7 @@ FLOORS = {
     "linalg": 1,
     "forward": 2,
     "sources": 2,
+    "distributions": 3,
     "models": 3,
     "inference": 4,
     "simulate": 4,

@@ -28,6 +28,25 @@ class Status(enum.Enum):
         "by more than chance)",
         "raise n_particles or n_sweeps; do not interpret this posterior",
     )
+    SCALE_AT_BOUND = (
+        "an unknown scale (source_std or noise_std) ran into the end of its prior, so the prior "
+        "and not the data set it",
+        "check that the window holds a response and that noise_cov is that of the same data; or "
+        "give the scale",
+    )
+    CHAINS_DISAGREE = (
+        "chains of the sampler disagree (R-hat above 1.01) or diverge",
+        "raise n_warmup and n_samples; do not interpret this posterior",
+    )
+    NOT_CONVERGED = (
+        "the iteration did not reach its tolerance within max_steps",
+        "raise max_steps or tol",
+    )
+    APPROXIMATE = (
+        "the method is a published approximation kept for comparison: its uncertainty and evidence "
+        "are not those of the model",
+        "use the exact method for conclusions",
+    )
     TOO_MANY_DIPOLES = (
         "more than 5 % of the posterior sits at max_dipoles, so the truncation shapes the answer",
         "raise max_dipoles, or check the noise covariance: noise that is underestimated is "

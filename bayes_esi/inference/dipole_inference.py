@@ -4,13 +4,14 @@ What all methods for static dipoles share: the Gram blocks, the prior and its re
 options, the repeats with keys of their own, and the status of the whole.
 """
 
+import importlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.checks import check_choice, check_count, check_fraction, check_positive
+from ..core.checks import check_count, check_fraction, check_positive
 from ..core.drive import Checkpoint, fingerprint
 from ..core.status import Status
 from ..models.dipole_gram import build_gram, table_bytes
@@ -18,8 +19,9 @@ from ..models.orientation import orient
 from ..models.static_dipoles import dipole_prior, reference_prior
 from . import pursuit
 from .dipole_target import Dipoles, Target
+from .options import fill_options
 
-__all__ = ["OPTIONS", "Result", "check_options", "prepare", "repeat", "solve"]
+__all__ = ["OPTIONS", "Result", "check_options", "prepare", "repeat", "run", "solve"]
 
 # Options of every method: default, check. `memory_limit` is in bytes.
 _COUNT, _FRACTION = check_count, check_fraction
@@ -76,21 +78,15 @@ class Result(NamedTuple):
 
 
 def check_options(method, options):
-    """Fill in defaults and refuse what is unknown or out of range.
+    """Fill in defaults and refuse what is unknown or out of range; see `options`."""
+    return fill_options(OPTIONS, method, options)
 
-    Raises
-    ------
-    ValueError
-        Naming the option and, if it does not exist, those that do.
-    """
-    known = OPTIONS[method]
-    for name in options:
-        check_choice(f"option of {method}", name, tuple(known))
-    checked = {}
-    for name, (default, check) in known.items():
-        value = options.get(name, default)
-        checked[name] = value if value is None else check(name, value)
-    return checked
+
+def run(method, key, model, problem, options, *, progress=False, checkpoint=None):
+    """Run a method by its name. Arguments as in `repeat`; returns a Result."""
+    module = importlib.import_module(f".{method}", __package__)
+    act = solve if method == "enumerate" else repeat
+    return act(module, key, model, problem, options, progress=progress, checkpoint=checkpoint)
 
 
 def prepare(model, problem, memory_limit, n_candidates=None):

@@ -3,12 +3,23 @@
 import importlib
 
 from ..core.checks import check_choice
+from ..models.autoregressive import AutoregressiveSources
+from ..models.gaussian import GaussianSources
 from ..models.static_dipoles import StaticDipoles
 
 __all__ = ["METHODS", "find", "methods", "table"]
 
 METHODS = {
+    GaussianSources: ("closed_form", "nuts"),
+    AutoregressiveSources: ("kalman_smoother", "kalman_filter", "nuts"),
     StaticDipoles: ("smc", "reversible_jump", "enumerate"),
+}
+
+# The module that runs the methods of a model: `check_options` and `run` by the method's name.
+_RUNNERS = {
+    GaussianSources: "source_inference",
+    AutoregressiveSources: "source_inference",
+    StaticDipoles: "dipole_inference",
 }
 
 
@@ -28,10 +39,10 @@ def methods(model):
 
 
 def find(model, method):
-    """Return the name and the module of a method for a model; None means the default."""
+    """Return the name of a method for a model, None meaning the default, and what runs it."""
     available = methods(model)
     name = check_choice("method", available[0] if method is None else method, available)
-    return name, importlib.import_module(f".{name}", __package__)
+    return name, importlib.import_module(f".{_RUNNERS[type(model)]}", __package__)
 
 
 def table():

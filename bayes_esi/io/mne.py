@@ -183,18 +183,20 @@ def dipoles_to_mne(problem, estimates):
 
 
 def source_estimate(problem, values):
-    """Write one value for each source, or one for each source and time, as a source estimate.
+    """Write values of sources, of sources and times, or vectors of these, as a source estimate.
 
     Parameters
     ----------
     problem : Problem
-    values : (n_sources,) or (n_sources, n_times) array
-        In any unit. One column alone stands at the first time.
+    values : (n_sources,), (n_sources, n_times) or (n_sources, n_axes, n_times) array
+        In any unit; `n_axes` is 1, or 3 for vectors along the axes of space. One column alone
+        stands at the first time.
 
     Returns
     -------
     mne.SourceEstimate, mne.VolSourceEstimate or mne.MixedSourceEstimate
-        For sources on surfaces, in volumes (or at discrete places), or both.
+        For sources on surfaces, in volumes (or at discrete places), or both; of vectors
+        `mne.VectorSourceEstimate` and its siblings.
 
     Raises
     ------
@@ -206,15 +208,18 @@ def source_estimate(problem, values):
     values = check_array("values", values)
     if values.ndim == 1:
         values = values[:, None]
-    if values.ndim != 2 or len(values) != problem.n_sources:
+    if values.ndim == 3 and values.shape[1] == 1:
+        values = values[:, 0]
+    is_vector = values.ndim == 3 and values.shape[1] == 3
+    if len(values) != problem.n_sources or not (is_vector or values.ndim == 2):
         raise ValueError(
-            f"values must have shape ({problem.n_sources},) or ({problem.n_sources}, n_times), "
-            f"got {values.shape}."
+            f"values must have shape ({problem.n_sources},), ({problem.n_sources}, n_times) or "
+            f"({problem.n_sources}, 1 or 3, n_times), got {values.shape}."
         )
-    if values.shape[1] not in (1, problem.n_times):
+    if values.shape[-1] not in (1, problem.n_times):
         raise ValueError(
             f"values must have one column or one for each of {problem.n_times} times, "
-            f"got {values.shape[1]}."
+            f"got {values.shape[-1]}."
         )
     kinds, block = problem.block_kinds, problem.source_block
     surfaces = [i for side in ("lh", "rh") for i, kind in enumerate(kinds) if kind == side]
@@ -225,9 +230,8 @@ def source_estimate(problem, values):
         parts = [np.flatnonzero(np.isin(block, side)) for side in sides] + parts
     # MNE wants increasing vertices.
     parts = [part[np.argsort(problem.source_vertices[part])] for part in parts]
-    make = mne.SourceEstimate
-    if volumes:
-        make = mne.MixedSourceEstimate if surfaces else mne.VolSourceEstimate
+    kind = "Mixed" if surfaces and volumes else "Vol" if volumes else ""
+    make = getattr(mne, f"{kind}{'Vector' if is_vector else ''}SourceEstimate")
     times = problem.times
     return make(
         values[np.concatenate(parts)],

@@ -1,44 +1,54 @@
-"""A dipole posterior as a DataTree that holds everything, and back.
+"""A posterior as a DataTree that holds everything, and back.
 
-The ArviZ groups come first, for anyone who reads the file with ArviZ or xarray; the
-groups `problem`, `model` and `draws` hold what is needed to have the object again.
+The ArviZ groups come first, for anyone who reads the file with ArviZ or xarray; the group
+`archive` has the arrays of all fields, one folder a field, and the attributes say in JSON how they
+make up the object: dataclasses by name, dictionaries, tuples, distributions, sparse arrays, labels.
 """
 
 import dataclasses
 import json
 
+import jax
 import numpy as np
+from scipy import sparse
 
 from ..core.status import Status
+from ..inference.regularisation import RegularisationCurve
+from ..inference.separable import SeparableMoments
+from ..models.autoregressive import AutoregressiveSources
+from ..models.gaussian import GaussianSources
 from ..models.problem import Problem
 from ..models.static_dipoles import StaticDipoles
 from .dipoles import DipoleDraws, DipolePosterior
+from .sources import SourcePosterior
 
 __all__ = ["from_datatree", "to_archive"]
+
+_CLASSES = {
+    kind.__name__: kind
+    for kind in (
+        AutoregressiveSources,
+        DipoleDraws,
+        DipolePosterior,
+        GaussianSources,
+        Problem,
+        RegularisationCurve,
+        SeparableMoments,
+        SourcePosterior,
+        StaticDipoles,
+    )
+}
 
 
 def to_archive(posterior):
     """Write a posterior as a DataTree. The inverse of `from_datatree`."""
-    import xarray as xr
-
     tree = posterior.to_datatree()
-    problem, texts = _pack(posterior.problem)
-    model, beliefs = _pack(posterior.model)
-    draws, _ = _pack(posterior.draws)
-    trace = {f"trace_{name}": values for name, values in posterior.draws.trace.items()}
-    groups = {"problem": problem, "model": model, "draws": draws | trace}
-    for name, arrays in groups.items():
-        variables = {
-            key: ([f"{key}_{i}" for i in range(np.ndim(value))], value)
-            for key, value in arrays.items()
-        }
-        tree[name] = xr.DataTree(xr.Dataset(variables))
-    tree.attrs = {
-        "method": posterior.method,
-        "status": posterior.status.name,
-        "problem": json.dumps(texts),
-        "model": json.dumps(beliefs),
-    }
+    tree.attrs = {"kind": type(posterior).__name__, "status": posterior.status.name}
+    for field in dataclasses.fields(posterior):
+        value = getattr(posterior, field.name)
+        if isinstance(value, Status):
+            continue
+        tree.attrs[field.name] = json.dumps(_write(tree, field.name, value))
     return tree
 
 
@@ -51,58 +61,78 @@ def from_datatree(tree):
         If parts are missing: the file was damaged or changed.
     """
     try:
-        problem = _unpack(Problem, tree["problem"], json.loads(tree.attrs["problem"]))
-        model = _unpack(StaticDipoles, tree["model"], json.loads(tree.attrs["model"]))
-        fields = {str(k): v.values for k, v in tree["draws"].data_vars.items()}
-        trace = {
-            key.removeprefix("trace_"): fields.pop(key)
-            for key in list(fields)
-            if key.startswith("trace_")
+        kind = _CLASSES[str(tree.attrs["kind"])]
+        values = {
+            field.name: _read(tree, field.name, json.loads(tree.attrs[field.name]))
+            for field in dataclasses.fields(kind)
+            if field.name != "status"
         }
-        draws = DipoleDraws(**fields, trace=trace)
-        status = Status[tree.attrs["status"]]
-        return DipolePosterior(problem, model, str(tree.attrs["method"]), draws, status)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        return kind(**values, status=Status[tree.attrs["status"]])
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"the file is incomplete: {error}. It was damaged, or written by another version."
         ) from error
 
 
-def _pack(instance):
-    """Split the fields of a dataclass into arrays and texts."""
-    arrays, texts = {}, {}
-    for field in dataclasses.fields(instance):
-        value = getattr(instance, field.name)
-        if isinstance(value, np.ndarray):
-            arrays[field.name] = value
-        elif hasattr(value, "log_prob"):
-            parameters = {k: float(v) for k, v in value.get_args().items()}
-            texts[field.name] = {"distribution": type(value).__name__, "parameters": parameters}
-        elif hasattr(value, "vertices"):
-            texts[field.name] = {"hemi": value.hemi, "vertices": value.vertices.tolist()}
-        elif not isinstance(value, dict) and value is not None:
-            texts[field.name] = value.item() if isinstance(value, np.generic) else value
-    return arrays, texts
+def _write(tree, path, value):
+    """Put arrays into the group `path` of a tree; return what else is needed, as JSON takes it."""
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {"class": type(value).__name__, "fields": _write(tree, path, fields)}
+    if hasattr(value, "_asdict"):
+        return {"class": type(value).__name__, "fields": _write(tree, path, value._asdict())}
+    if isinstance(value, dict):
+        return {"dict": {key: _write(tree, f"{path}/{key}", v) for key, v in value.items()}}
+    if sparse.issparse(value):
+        entries = sparse.coo_array(value)
+        parts = {"row": entries.coords[0], "column": entries.coords[1], "value": entries.data}
+        return {"sparse": list(value.shape), "parts": _write(tree, path, parts)}
+    if isinstance(value, np.ndarray | jax.Array):
+        group, _, name = path.rpartition("/")
+        _put(tree, group or path, name, np.asarray(value))
+        return {"array": True}
+    if hasattr(value, "log_prob"):
+        parameters = {k: np.asarray(v).tolist() for k, v in value.get_args().items()}
+        return {"distribution": type(value).__name__, "parameters": parameters}
+    if hasattr(value, "vertices"):
+        return {"hemi": value.hemi, "vertices": value.vertices.tolist()}
+    if isinstance(value, tuple):
+        return {"tuple": [_write(tree, f"{path}/{i}", v) for i, v in enumerate(value)]}
+    return value.item() if isinstance(value, np.generic) else value
 
 
-def _unpack(kind, group, texts):
-    values = {str(name): array.values for name, array in group.data_vars.items()}
-    for name, text in texts.items():
-        values[name] = _revive(text)
-    missing = {f.name: None for f in dataclasses.fields(kind) if f.name not in values}
-    return kind(**values, **missing)
-
-
-def _revive(text):
-    if isinstance(text, list):
-        return tuple(text)
-    if isinstance(text, dict) and "distribution" in text:
-        import numpyro.distributions as dist
-
-        return getattr(dist, text["distribution"])(**text["parameters"])
-    if isinstance(text, dict) and "vertices" in text:
+def _read(tree, path, text):
+    if not isinstance(text, dict):
+        return text
+    if "class" in text:
+        return _CLASSES[text["class"]](**_read(tree, path, text["fields"]))
+    if "dict" in text:
+        return {key: _read(tree, f"{path}/{key}", v) for key, v in text["dict"].items()}
+    if "sparse" in text:
+        parts = _read(tree, path, text["parts"])
+        entries = (parts["value"], (parts["row"], parts["column"]))
+        return sparse.csr_array(sparse.coo_array(entries, shape=tuple(text["sparse"])))
+    if "array" in text:
+        group, _, name = path.rpartition("/")
+        return tree[f"archive/{group or path}"][name].values
+    if "tuple" in text:
+        return tuple(_read(tree, f"{path}/{i}", v) for i, v in enumerate(text["tuple"]))
+    if "vertices" in text:
         return _Label(text["hemi"], np.array(text["vertices"]))
-    return text
+    import numpyro.distributions as dist
+
+    parameters = {k: np.asarray(v) for k, v in text["parameters"].items()}
+    return getattr(dist, text["distribution"])(**parameters)
+
+
+def _put(tree, group, name, array):
+    import xarray as xr
+
+    address = f"archive/{group}"
+    if address not in tree.groups and f"/{address}" not in tree.groups:
+        tree[address] = xr.DataTree(xr.Dataset())
+    dims = [f"{name}_{i}" for i in range(array.ndim)]
+    tree[address].dataset = tree[address].to_dataset().assign({name: (dims, array)})
 
 
 @dataclasses.dataclass(frozen=True)

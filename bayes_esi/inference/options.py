@@ -1,0 +1,35 @@
+"""Options of methods: defaults, and checks by name."""
+
+from ..core.checks import check_choice
+
+__all__ = ["fill_options"]
+
+
+def fill_options(table, method, options):
+    """Fill in defaults and refuse what is unknown or out of range.
+
+    Parameters
+    ----------
+    table : dict of str to dict
+        For each method, its options: name -> (default, check), where ``check(name, value)``
+        returns the value or raises. A default of None is not checked.
+    method : str
+    options : dict
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ValueError
+        Naming the option and, if it does not exist, those that do.
+    """
+    known = table[method]
+    for name in options:
+        check_choice(f"option of {method}", name, tuple(known))
+    checked = {}
+    for name, (default, check) in known.items():
+        value = options.get(name, default)
+        checked[name] = value if value is None else check(name, value)
+    return checked

@@ -1,0 +1,236 @@
+"""From a Gaussian source model and a problem to moments and evidence: what its methods share.
+
+`closed_form`, `kalman_smoother` and `kalman_filter` are one computation: the hyper-parameters of
+largest evidence (or by another criterion), then the moments of independent scalar channels. `nuts`
+draws the hyper-parameters, and mixes the moments over some draws.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ..core.checks import check_choice, check_count
+from ..core.drive import progress_bar
+from ..core.status import Status
+from ..models.source_hyper import hyper_of
+from ..models.source_likelihood import source_likelihood
+from ..models.source_prior import source_prior
+from . import evidence, nuts, regularisation, separable
+from .options import fill_options
+
+__all__ = ["OPTIONS", "SourceResult", "check_options", "run"]
+
+CRITERIA = ("evidence", "gcv", "l_curve")
+
+
+def _check_criterion(name, value):
+    return check_choice(name, value, CRITERIA)
+
+
+def _check_missing(name, value):
+    value = np.asarray(value)
+    if value.dtype != bool:
+        raise ValueError(f"{name} must be a boolean array, True where a sample is missing.")
+    return value
+
+
+_FIXED = {
+    "closed_form": {"regularisation": ("evidence", _check_criterion)},
+    "kalman_smoother": {"missing": (None, _check_missing)},
+    "kalman_filter": {"missing": (None, _check_missing)},
+}
+OPTIONS = _FIXED | {
+    "nuts": {
+        "n_chains": (4, check_count),
+        "n_warmup": (500, check_count),
+        "n_samples": (1000, check_count),
+        "n_components": (50, check_count),
+    },
+}
+
+
+class SourceResult(NamedTuple):
+    """What a method for Gaussian sources returns; log densities in whitened units."""
+
+    moments: separable.SeparableMoments
+    hyper: dict  # name -> value, at the optimum or the mean of the draws
+    hyper_std: dict  # name -> posterior standard deviation; of scales, relative
+    draws: dict  # name -> (n_chains, n_samples, ...), of nuts
+    sample_stats: dict  # name -> (n_chains, n_samples), of nuts
+    log_evidence: float
+    log_evidence_std: float
+    curve: object  # RegularisationCurve or None
+    observed: np.ndarray  # (n_times,) bool
+    status: Status
+
+
+def check_options(method, options):
+    """Fill in defaults and refuse what is unknown or out of range; see `options`."""
+    return fill_options(OPTIONS, method, options)
+
+
+def run(method, key, model, problem, options, *, progress=False, checkpoint=None):
+    """Compute the posterior of distributed sources.
+
+    Parameters
+    ----------
+    method : str
+        A key of `OPTIONS`.
+    key : PRNG key
+    model : GaussianSources or AutoregressiveSources
+    problem : Problem
+    options : dict
+        Checked.
+    progress : bool
+    checkpoint : None
+        These methods have nothing to resume.
+
+    Returns
+    -------
+    SourceResult
+
+    Raises
+    ------
+    ValueError
+        If the model does not fit the problem.
+    """
+    if checkpoint is not None:
+        raise ValueError(f"checkpoint: {method} has nothing to resume; leave it out.")
+    observed = _observed(options.get("missing"), problem)
+    prior = source_prior(model, problem)
+    depth, smoothness = (
+        0.5 if value is None or hasattr(value, "log_prob") else float(value)
+        for value in (model.depth, model.smoothness)
+    )
+    typical = prior.gram(depth, smoothness)
+    hyper = hyper_of(model, problem, typical)
+    likelihood = source_likelihood(model, problem, prior, hyper, observed)
+    if method == "nuts":
+        return _mix(key, model, problem, prior, hyper, likelihood, options, progress)
+    curve = _curve(model, problem, hyper, likelihood, options.get("regularisation"))
+    criterion = options.get("regularisation", "evidence")
+    if criterion != "evidence":
+        hyper = _at(hyper, problem, typical, curve)
+    with progress_bar(progress, method) as update:
+        optimum = evidence.maximise(likelihood, hyper, key)
+        update(0.5)
+        moments = separable.condition(
+            model,
+            problem,
+            prior,
+            [optimum.hyper],
+            is_filter=method == "kalman_filter",
+            observed=observed,
+        )
+        update(1.0)
+    return SourceResult(
+        moments,
+        optimum.hyper,
+        optimum.std,
+        {},
+        {},
+        optimum.log_evidence,
+        optimum.log_evidence_std,
+        curve,
+        observed,
+        _verdict(optimum, moments),
+    )
+
+
+def _observed(missing, problem):
+    if missing is None:
+        return np.ones(problem.n_times, bool)
+    if missing.shape != (problem.n_times,):
+        raise ValueError(
+            f"missing must have shape ({problem.n_times},), one for each sample, got "
+            f"{missing.shape}."
+        )
+    if missing.all():
+        raise ValueError("missing marks every sample: there is nothing to learn from.")
+    return ~missing
+
+
+def _verdict(optimum, moments):
+    if not np.isfinite(optimum.log_evidence) or not np.all(np.isfinite(moments.mean)):
+        return Status.NOT_FINITE
+    if {"source_std", "noise_std"} & set(optimum.at_bound):
+        return Status.SCALE_AT_BOUND
+    return Status.OK
+
+
+def _scaled_spectrum(problem, hyper, likelihood):
+    """Eigenvalues of G R G' in MNE's scaling (trace = rank) and coordinates, at unit noise."""
+    level = hyper.known["noise_std"][0]
+    eigenvalues = np.asarray(likelihood.eigenvalues, np.float64)
+    z = np.asarray(likelihood.data, np.float64) / level
+    return eigenvalues * (eigenvalues.size / eigenvalues.sum()), z
+
+
+def _curve(model, problem, hyper, likelihood, criterion):
+    """The regularisation curve where there is one scale to choose, and nothing else."""
+    is_possible = (
+        criterion is not None
+        and set(hyper.unknown) == {"source_std"}
+        and likelihood.family is None
+        and likelihood.kernel == "static"
+    )
+    if not is_possible:
+        if criterion in ("gcv", "l_curve"):
+            raise ValueError(
+                f"regularisation={criterion!r} chooses the source scale alone: leave source_std "
+                "and lambda2 at None, and give noise_std, depth and smoothness as numbers."
+            )
+        return None
+    eigenvalues, z = _scaled_spectrum(problem, hyper, likelihood)
+    return getattr(regularisation, criterion)(eigenvalues, z)
+
+
+def _at(hyper, problem, gram, curve):
+    """Hyper-parameters with the source scale that a curve chose."""
+    level = hyper.known["noise_std"][0]
+    rank = len(gram)
+    scale = problem.moment_unit * level * np.sqrt(rank / np.trace(gram) / curve.best)
+    known = hyper.known | {"source_std": np.asarray(scale)}
+    return dataclasses.replace(hyper, known=known, unknown={})
+
+
+def _mix(key, model, problem, prior, hyper, likelihood, options, progress):
+    """Moments mixed over posterior draws of the hyper-parameters."""
+    if not hyper.unknown:
+        raise ValueError(
+            "method 'nuts' draws unknown scales, but this model has none; use its first method, or "
+            "leave source_std, noise_std, depth, smoothness or the law in time at None."
+        )
+    key_search, key_draw = jax.random.split(key)
+    optimum = evidence.maximise(likelihood, hyper, key_search)
+    drawn = nuts.run(
+        key_draw,
+        likelihood,
+        hyper,
+        optimum.hyper,
+        n_chains=options["n_chains"],
+        n_warmup=options["n_warmup"],
+        n_samples=options["n_samples"],
+        progress=progress,
+    )
+    pooled = {k: v.reshape(-1, *v.shape[2:]) for k, v in drawn.draws.items()}
+    total = options["n_chains"] * options["n_samples"]
+    chosen = np.linspace(0, total - 1, min(options["n_components"], total)).astype(int)
+    thetas = [hyper.known | {k: v[i] for k, v in pooled.items()} for i in chosen]
+    moments = separable.condition(model, problem, prior, thetas)
+    status = drawn.status if drawn.status is not Status.OK else _verdict(optimum, moments)
+    means = {k: v.mean(axis=0) for k, v in pooled.items()}
+    return SourceResult(
+        moments,
+        hyper.known | means,
+        {k: v.std(axis=0) for k, v in pooled.items()},
+        drawn.draws,
+        drawn.sample_stats,
+        optimum.log_evidence,
+        optimum.log_evidence_std,
+        None,
+        np.ones(problem.n_times, bool),
+        status,
+    )

@@ -1,0 +1,63 @@
+"""From what a method returned to the posterior a user holds: units, evidence constants, status."""
+
+import numpy as np
+
+from ..inference.dipole_inference import Result
+from .dipoles import DipoleDraws, DipolePosterior
+from .sources import SourcePosterior
+
+__all__ = ["assemble"]
+
+
+def assemble(model, problem, method, result):
+    """Build the posterior of a result.
+
+    Parameters
+    ----------
+    model, problem
+    method : str
+    result : Result or SourceResult
+        Log densities in whitened units.
+
+    Returns
+    -------
+    DipolePosterior or SourcePosterior
+    """
+    if isinstance(result, Result):
+        return _dipoles(model, problem, method, result)
+    return SourcePosterior(
+        problem=problem,
+        model=model,
+        method=method,
+        moments=result.moments,
+        hyper=result.hyper,
+        hyper_std=result.hyper_std,
+        draws=result.draws,
+        sample_stats=result.sample_stats,
+        log_evidence=result.log_evidence + problem.log_jacobian * result.observed.mean(),
+        log_evidence_std=result.log_evidence_std,
+        curve=result.curve,
+        observed=result.observed,
+        status=result.status,
+    )
+
+
+def _dipoles(model, problem, method, result):
+    scales = np.exp(np.asarray(result.draws.log_scales, np.float64))
+    exact = {}
+    if result.exact is not None:
+        exact = {
+            "n_dipoles_pmf": np.asarray(result.exact.n_dipoles_pmf),
+            "intensity": np.asarray(result.exact.intensity),
+        }
+    draws = DipoleDraws(
+        places=np.asarray(result.draws.places),
+        active=np.asarray(result.draws.active),
+        moment_std=scales[..., 0] * problem.moment_unit,
+        noise_std=scales[..., 1:],
+        log_likelihood=np.asarray(result.draws.log_likelihood, np.float64) + problem.log_jacobian,
+        log_evidence=np.asarray(result.log_evidence, np.float64) + problem.log_jacobian,
+        trace=result.trace,
+        **exact,
+    )
+    return DipolePosterior(problem, model, method, draws, result.status)

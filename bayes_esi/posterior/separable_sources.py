@@ -1,0 +1,189 @@
+"""What factors of a separable posterior say of the sources: means, deviations, draws, kernels.
+
+All answers are in A·m along the axes in which amplitudes are told: (n_sources, n_axes, n_times).
+A mixture over hyper-parameters has the mean of its means, and as variance the mean of its
+variances and the variance of its means.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from ..inference import separable
+from ..models.source_hyper import step_of
+from ..models.source_prior import source_prior
+
+__all__ = ["SeparableSources"]
+
+
+class SeparableSources:
+    """Answers of `SeparableMoments` on a problem.
+
+    Parameters
+    ----------
+    problem : Problem
+    model : GaussianSources or AutoregressiveSources
+    moments : SeparableMoments
+    is_filter : bool
+        Whether each sample is conditioned on the past alone.
+    observed : (n_times,) bool array
+    """
+
+    def __init__(self, problem, model, moments, is_filter, observed, prior=None):
+        self.problem, self.model, self.moments = problem, model, moments
+        self.is_filter, self.observed = is_filter, observed
+        self.prior = source_prior(model, problem) if prior is None else prior
+
+    @property
+    def unit(self):
+        """A·m of one inside unit of moments."""
+        return self.problem.moment_unit
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - one matrix for each posterior, and it is large
+    def synthesis(self, component=0):
+        """B of a component: (n_sources, n_axes, rank)."""
+        return separable.synthesis(self.problem, self.prior, self.moments, component)
+
+    def prior_variance(self, component=0):
+        """Diagonal of R: (n_sources, n_axes)."""
+        moments = self.moments
+        return self.prior.variance(
+            float(moments.depth[component]), float(moments.smoothness[component])
+        )
+
+    def mean(self):
+        """Posterior mean."""
+        total = sum(self._mean(c) for c in range(self.moments.n_components))
+        return total * (self.unit / self.moments.n_components)
+
+    def std(self):
+        """Posterior standard deviation of each component at each sample."""
+        first, second, variance = 0.0, 0.0, 0.0
+        n = self.moments.n_components
+        for c in range(n):
+            variance = variance + separable.source_variance(
+                self.synthesis(c), self.prior_variance(c), self.moments, c
+            )
+            if n > 1:
+                mean = self._mean(c)
+                first, second = first + mean, second + mean**2
+        variance = variance / n
+        if n > 1:
+            variance = variance + np.maximum(second / n - (first / n) ** 2, 0.0)
+        return self.unit * np.sqrt(np.maximum(variance, 0.0))
+
+    def _mean(self, component):
+        return np.asarray(
+            separable.multiply(self.synthesis(component), self.moments.mean[component])
+        )
+
+    # ---------------------------------------------------------------- draws
+
+    def sample(self, key, n_draws, sources=None):
+        """Draws of whole courses: (n_draws, n_chosen, n_axes, n_times).
+
+        Draws of the prior, corrected by the posterior mean of what differs (Matheron's rule). Of a
+        filter, each sample has its own posterior but samples do not make one course.
+        """
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
+        sources = np.arange(self.problem.n_sources) if sources is None else np.asarray(sources)
+        components = np.sort(rng.integers(self.moments.n_components, size=n_draws))
+        draws = np.array([self._draw(rng, int(c), sources) for c in components])
+        return self.unit * draws[rng.permutation(n_draws)]
+
+    def _draw(self, rng, component, sources):
+        moments = self.moments
+        depth, smoothness = float(moments.depth[component]), float(moments.smoothness[component])
+        theta = self.theta(component)
+        n_times = self.problem.n_times
+        white = self.prior.draw(rng, depth, smoothness, n_times)
+        scale = float(moments.source_std[component]) / self.unit
+        path = scale * (white if not self._is_dynamic else white @ self._root(theta).T)
+        field = np.asarray(self.prior.field.lead_field, np.float64)
+        if field.shape[2] > 1:  # back from amplitudes to components is the original lead field
+            field = np.asarray(self.problem.lead_field, np.float64)
+        signal = np.tensordot(field, path, axes=2)
+        analysis = moments.analysis[component]
+        noise = rng.standard_normal(signal.shape)
+        z = analysis @ signal + noise
+        target = analysis @ np.asarray(self.problem.data, np.float64)
+        mean = separable.course_moments(
+            self.model,
+            self.problem,
+            theta,
+            target - z,
+            scale**2 * moments.eigenvalues[component],
+            self.is_filter,
+            self.observed,
+        )[0]
+        return path[sources] + self.synthesis(component)[sources] @ mean
+
+    @property
+    def _is_dynamic(self):
+        return hasattr(self.model, "kernel")
+
+    def theta(self, component):
+        """Hyper-parameters of a component by name."""
+        moments = self.moments
+        theta = {
+            name: getattr(moments, name)[component]
+            for name in ("source_std", "noise_std", "depth", "smoothness")
+        }
+        return theta | {name: values[component] for name, values in moments.time.items()}
+
+    def _root(self, theta):
+        """Square root of the prior covariance in time: (n_times, n_times)."""
+        from ..models.autoregressive import kernel_of
+
+        kernel = kernel_of(self.model.kernel, theta, step_of(self.problem))
+        covariance = np.asarray(kernel.covariance(self.problem.n_times), np.float64)
+        eigenvalues, vectors = np.linalg.eigh(covariance)
+        return vectors * np.sqrt(np.maximum(eigenvalues, 0.0))
+
+    # ---------------------------------------------------------------- the linear map
+
+    def noise_variance(self):
+        """Variance that noise alone gives to the estimate: (n_sources, n_axes, n_times or 1)."""
+        gain = self._short(self.moments.noise_gain[0])
+        return self.unit**2 * np.asarray(separable.multiply(self.synthesis() ** 2, gain))
+
+    def estimate_cov(self):
+        """Covariance of the estimate under the model, prior less posterior, by source.
+
+        Returns
+        -------
+        (n_sources, n_axes, n_axes, n_times or 1)
+        """
+        moments = self.moments
+        told = moments.prior_variance[0] * moments.eigenvalues[0][:, None] - moments.variance[0]
+        told = self._short(np.maximum(told, 0.0))
+        synthesis = self.synthesis()
+        pairs = synthesis[:, :, None, :] * synthesis[:, None, :, :]
+        return self.unit**2 * np.asarray(separable.multiply(pairs, told))
+
+    def _short(self, values):
+        """A single column where all samples are alike."""
+        is_constant = np.allclose(values, values[:, :1], rtol=1e-12, atol=0)
+        return values[:, :1] if is_constant else values
+
+    def kernel(self, course="sustained"):
+        """The estimator as one matrix from whitened data: (n_sources, n_axes, rank), in A·m.
+
+        Parameters
+        ----------
+        course : str
+            "sustained": the answer in the middle of the window to a field that lasts throughout
+            it; "impulse": to a field of that one sample. The same for static models.
+        """
+        theta, moments = self.theta(0), self.moments
+        n_times = self.problem.n_times
+        middle = n_times // 2
+        shape = np.ones(n_times) if course == "sustained" else np.eye(n_times)[middle]
+        scale = float(moments.source_std[0]) / self.unit
+        unit_course = np.tile(shape, (len(moments.eigenvalues[0]), 1))
+        signal_var = scale**2 * moments.eigenvalues[0]
+        gain = separable.course_moments(
+            self.model, self.problem, theta, unit_course, signal_var, self.is_filter, self.observed
+        )[0][:, middle]
+        return self.unit * ((self.synthesis() * gain) @ moments.analysis[0])

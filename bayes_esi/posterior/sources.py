@@ -1,0 +1,331 @@
+"""The posterior of distributed sources: moments, draws, statistics of the same solution."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from ..core import ports
+from ..core.checks import check_choice, check_count
+from ..core.status import Status
+from ..models.problem import Problem
+from . import statistics
+from .separable_sources import SeparableSources
+
+__all__ = ["KINDS", "QUANTITIES", "STATISTICS", "SourcePosterior"]
+
+STATISTICS = ("dSPM", "sLORETA", "eLORETA")
+QUANTITIES = ("mean", "std", *STATISTICS)
+KINDS = ("overview", "courses", "map", "hyper", "regularisation", "resolution", "predictive")
+_N_PEAKS = 5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SourcePosterior:
+    """What the data say about the moment of every source at every sample.
+
+    Attributes
+    ----------
+    problem : Problem
+    model : GaussianSources, AutoregressiveSources or CoupledSources
+    method : str
+    moments : SeparableMoments or CoupledMoments
+        Factors that the answers come from.
+    hyper : dict of str to array
+        Hyper-parameters: known, at the largest evidence, or means of draws.
+    hyper_std : dict of str to array
+        Posterior standard deviations of the unknown ones; relative for scales, unless drawn.
+    draws, sample_stats : dict of str to (n_chains, n_samples, ...) array
+        Of the hyper-parameters, where they were drawn.
+    log_evidence : float
+        Log probability density of the data under the model, in nats, units of the data; integrated
+        over unknown hyper-parameters.
+    log_evidence_std : float
+        Its numerical error.
+    curve : RegularisationCurve or None
+        How the scale was chosen, where it was the only unknown.
+    observed : (n_times,) bool array
+        Which samples were used.
+    status : Status
+    """
+
+    problem: Problem
+    model: object
+    method: str
+    moments: object
+    hyper: dict
+    hyper_std: dict
+    draws: dict
+    sample_stats: dict
+    log_evidence: float
+    log_evidence_std: float
+    curve: object
+    observed: np.ndarray
+    status: Status
+
+    # ---------------------------------------------------------------- sources
+
+    @functools.cached_property
+    def answers(self):
+        """The object that computes from the factors."""
+        is_filter = self.method == "kalman_filter"
+        return SeparableSources(self.problem, self.model, self.moments, is_filter, self.observed)
+
+    @functools.cached_property
+    def mean(self):
+        """Posterior mean: (n_sources, n_orient, n_times), in A·m.
+
+        Along the axes of space for free and loose orientations, along the normals (or the one
+        orientation of the lead field) for fixed ones.
+        """
+        return self.answers.mean()
+
+    @functools.cached_property
+    def std(self):
+        """Posterior standard deviation: (n_sources, n_orient, n_times), in A·m."""
+        return self.answers.std()
+
+    @property
+    def lambda2(self):
+        """The Tikhonov parameter 1 / SNR^2 in MNE's scaling that the scales amount to."""
+        eigenvalues = self.moments.eigenvalues[0]
+        scale = float(self.hyper["source_std"]) / self.problem.moment_unit
+        return float(eigenvalues.size / eigenvalues.sum() / scale**2)
+
+    def sample(self, key, n_draws=1, *, sources=None):
+        """Draw whole courses from the posterior.
+
+        Parameters
+        ----------
+        key : PRNG key
+        n_draws : int
+        sources : int array, optional
+            Which sources to return; by default all.
+
+        Returns
+        -------
+        (n_draws, n_sources, n_orient, n_times) array
+            In A·m. Of a filter, samples are right one by one, not as courses.
+        """
+        return self.answers.sample(key, check_count("n_draws", n_draws), sources)
+
+    def statistic(self, name="dSPM"):
+        """A statistic of the same solution.
+
+        Parameters
+        ----------
+        name : str
+            "dSPM": the estimate over the standard deviation that noise alone gives to it.
+            "sLORETA": over its standard deviation under the model, with the full block of each
+            source. "eLORETA": the estimate (in A·m) under weights that locate single sources
+            without error, at the same `lambda2`, noise level and law in time.
+
+        Returns
+        -------
+        (n_sources, n_times) array
+            Signed for one orientation, else magnitudes.
+
+        Notes
+        -----
+        For a model with dynamics all three refer to its linear map from all samples to the estimate
+        at one; for static models they are the published statistics.
+
+        References
+        ----------
+        Dale et al. 2000, doi:10.1016/S0896-6273(00)81138-1 (dSPM); Pascual-Marqui 2002, Methods
+        Find Exp Clin Pharmacol 24D:5-12 (sLORETA); Pascual-Marqui 2007, arXiv:0710.3341 (eLORETA).
+        """
+        check_choice("name", name, STATISTICS)
+        if self.moments.n_components > 1:
+            raise ValueError(
+                f"{name} belongs to one set of scales, and this posterior mixes many; infer with "
+                f"{'kalman_smoother' if hasattr(self.model, 'kernel') else 'closed_form'} instead."
+            )
+        if name == "dSPM":
+            return statistics.dspm(self.mean, self.answers.noise_variance())
+        if name == "sLORETA":
+            return statistics.sloreta(self.mean, self.answers.estimate_cov())
+        return statistics.magnitude(self._eloreta.mean())
+
+    @functools.cached_property
+    def _eloreta(self):
+        from .eloreta_sources import eloreta_sources
+
+        return eloreta_sources(self)
+
+    def resolution(self, course="sustained"):
+        """Point-spread and cross-talk functions of the estimate, from factors.
+
+        Parameters
+        ----------
+        course : str
+            For models with dynamics: the answer in the middle of the window to a source that is
+            active throughout it ("sustained") or for that one sample ("impulse").
+
+        Returns
+        -------
+        Resolution
+        """
+        from .resolution import Resolution
+
+        check_choice("course", course, ("sustained", "impulse"))
+        field = np.asarray(self.answers.prior.field.lead_field, np.float64)
+        if field.shape[2] > 1:
+            field = np.asarray(self.problem.lead_field, np.float64)
+        kernel = self.answers.kernel(course) / self.problem.moment_unit
+        return Resolution(kernel, field, self.problem.source_pos)
+
+    # ---------------------------------------------------------------- reports
+
+    @functools.cached_property
+    def fitted(self):
+        """Whitened field of the posterior mean: (rank, n_times)."""
+        moments = self.moments
+        back = [np.linalg.solve(a, m) for a, m in zip(moments.analysis, moments.mean, strict=True)]
+        return np.mean(back, axis=0)
+
+    @functools.cached_property
+    def residual_autocorrelation(self):
+        """Correlation of neighbouring samples of the residual; 0 for noise white in time."""
+        if self.problem.n_times < 3:
+            return float("nan")
+        residual = self.problem.data - self.fitted
+        lagged = np.sum(residual[:, 1:] * residual[:, :-1])
+        ends = np.sum(residual[:, 1:] ** 2) * np.sum(residual[:, :-1] ** 2)
+        return float(lagged / np.sqrt(ends))
+
+    @functools.cached_property
+    def peaks(self):
+        """Sources whose mean stands out most from its deviation among their neighbours, best first.
+
+        Returns
+        -------
+        (n_peaks,) int array
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            score = np.sqrt(np.sum(self.mean**2, axis=1) / np.sum(self.std**2, axis=1))
+        score = np.nan_to_num(score).max(axis=1)
+        neighbours = self.problem.neighbours
+        around = np.where(neighbours >= 0, score[np.maximum(neighbours, 0)], -np.inf).max(axis=1)
+        places = np.flatnonzero(score >= around)
+        return places[np.argsort(-score[places], kind="stable")]
+
+    def summary(self, n_peaks=_N_PEAKS):
+        """Tabulate the sources that stand out most, each at its strongest sample.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Positions in mm, times in s, moments in nA·m; ``.attrs`` has status, evidence and
+            hyper-parameters.
+        """
+        import pandas as pd
+
+        rows = []
+        for place in self.peaks[: check_count("n_peaks", n_peaks)]:
+            mean, std = self.mean[place], self.std[place]
+            amplitude = np.linalg.norm(mean, axis=0)
+            at = int(np.argmax(amplitude))
+            direction = mean[:, at] / max(amplitude[at], 1e-300)
+            rows.append(
+                {
+                    "source": int(place),
+                    **dict(
+                        zip(
+                            ("x_mm", "y_mm", "z_mm"),
+                            1e3 * self.problem.source_pos[place],
+                            strict=True,
+                        )
+                    ),
+                    "peak_time_s": self.problem.times[at],
+                    "peak_nAm": 1e9 * amplitude[at],
+                    "peak_std_nAm": 1e9 * np.linalg.norm(direction * std[:, at]),
+                }
+            )
+        frame = pd.DataFrame(rows)
+        frame.index = pd.RangeIndex(1, len(frame) + 1, name="peak")
+        frame.attrs = {
+            "status": self.status.name,
+            "method": self.method,
+            "log_evidence": self.log_evidence,
+            "log_evidence_std": self.log_evidence_std,
+            "hyper": {name: np.asarray(v).tolist() for name, v in self.hyper.items()},
+            "residual_autocorrelation": self.residual_autocorrelation,
+        }
+        return frame
+
+    def to_datatree(self, n_draws=100, *, sources=None, key=None):
+        """Write the posterior as an ArviZ DataTree.
+
+        Parameters
+        ----------
+        n_draws : int
+            Draws of the sources.
+        sources : int array, optional
+            Whose draws to keep; by default the peaks of `summary`.
+        key : PRNG key, optional
+
+        Returns
+        -------
+        xarray.DataTree
+            Groups posterior, posterior_predictive, observed_data, constant_data. Where
+            hyper-parameters were drawn they are the posterior, with sample_stats, and courses
+            have a group of that name; else posterior holds the courses.
+        """
+        from .source_diagnostics import to_datatree
+
+        return to_datatree(self, check_count("n_draws", n_draws), sources, key)
+
+    def diagnostics(self):
+        """ArviZ summary (R-hat, effective sample size) of drawn hyper-parameters."""
+        from .source_diagnostics import diagnostics
+
+        return diagnostics(self)
+
+    def to_mne(self, quantity="mean"):
+        """Give a quantity as an MNE source estimate.
+
+        Parameters
+        ----------
+        quantity : str
+            "mean" or "std" (vector estimates if orientations are free), "dSPM", "sLORETA" or
+            "eLORETA".
+
+        Returns
+        -------
+        mne.SourceEstimate, VolSourceEstimate, MixedSourceEstimate or their vector kinds
+        """
+        return ports.perform(self, "to_mne", check_choice("quantity", quantity, QUANTITIES))
+
+    def plot(self, kind="overview", **kwargs):
+        """Draw the posterior.
+
+        Parameters
+        ----------
+        kind : str
+            "overview", "courses", "map", "hyper", "regularisation", "resolution", "predictive"; of
+            sources in the average head "cortex" and "glass_brain", too.
+        **kwargs
+            For the function of that name in `bayes_esi.viz`.
+
+        Returns
+        -------
+        matplotlib.figure.Figure or Axes
+        """
+        kinds = (*KINDS, "cortex", "glass_brain")
+        return ports.perform(self, "plot", check_choice("kind", kind, kinds), **kwargs)
+
+    def save(self, path):
+        """Write everything to a NetCDF file that `bayes_esi.load` reads. Never pickle."""
+        ports.perform(self, "save", path)
+
+    def __repr__(self):
+        learnt = ", ".join(
+            f"{name} {np.array2string(np.asarray(self.hyper[name]), precision=3)}"
+            for name in self.hyper_std
+        )
+        return (
+            f"<SourcePosterior | {self.method}, {self.status.name}: {self.problem.n_sources} "
+            f"sources, {self.problem.n_times} samples, {learnt + ', ' if learnt else ''}log "
+            f"evidence {self.log_evidence:.1f}>"
+        )
