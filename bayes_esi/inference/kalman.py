@@ -218,25 +218,18 @@ def _smooth_means(filtered, innovation, kernel, passed):
 
 
 def _smooth_variances(kernel, passed: _Variances):
-    """Smoothed variances (n_times, m) and lag-one covariances (n_times - 1, m) of the signals.
-
-    Cov(x_{t+1}, x_t) = (I - P N^)_{t+1} M_{t+1} F P_{t|t}, from (I - P_{t+1|t} N_t) F P_{t|t}
-    with N_t written out, so that channels of high signal lose no digits.
-    """
+    """Smoothed variances (n_times, m) and lag-one covariances (n_times - 1, m) of the signals."""
 
     def retreat(information, passed):
         column = passed.filtered_cov[:, 0]
-        _, hat = steps.unpredict(column, information, kernel)
-        seen = steps.matvec(hat, column)
-        variance = column[0] - steps.dot(column, seen)
-        is_first = jnp.eye(*column.shape[:1], dtype=column.dtype)[0][:, None]
-        to_next = steps.retract(is_first - seen, passed.gain, jnp.zeros_like(variance))
+        hat = steps.push_both(kernel.transition.T, information)
+        variance, to_now = steps.smooth_variance(passed.filtered_cov, hat, passed.gain)
         information = steps.retract_information(hat, passed.gain)
-        return information, (variance, to_next, steps.push(kernel.transition, column))
+        return information, (variance, to_now, steps.push(kernel.transition, column))
 
     last = jnp.zeros_like(passed.filtered_cov[0])
-    _, (variance, to_next, reach) = jax.lax.scan(retreat, last, passed, reverse=True)
-    return variance, jnp.sum(to_next[1:] * reach[:-1], axis=1)
+    _, (variance, to_now, reach) = jax.lax.scan(retreat, last, passed, reverse=True)
+    return variance, jnp.sum(to_now[1:] * reach[:-1], axis=1)
 
 
 def _simulate(key, problem: Channels):

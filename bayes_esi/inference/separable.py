@@ -7,8 +7,8 @@ samples, x is seen through s_t alone:
     E x_t = B E s_t,      Cov x_t = s^2 k_t R - B diag(s^2 k_t lambda - v_t) B'
 
 where B = R G' A' / lambda and v_t are the variances of s_t. Diagonals cost
-O(n_sources rank n_times). Draws come by Matheron's rule: draw sources and data from the prior, and correct by the posterior mean of the
-difference.
+O(n_sources rank n_times). Draws come by Matheron's rule: draw sources and data from the prior,
+and correct by the posterior mean of the difference.
 
 Reference: methods for Kronecker Gaussian processes, Solin et al. 2016, arXiv:1604.04931.
 """

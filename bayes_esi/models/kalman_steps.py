@@ -6,6 +6,7 @@ Channel i holds s_t = (x_t)_1 of a state-space kernel scaled by its signal varia
 
 where w_t says whether z_t was observed. The channel is the last axis: means (q, m),
 covariances (q, q, m), so that a step is a few vector operations over channels whatever q.
+All but `start` and `predict` take (q, n_times, m) and (q, q, n_times, m) as well.
 
 Forward, with P the predicted covariance and S = P_11 + noise_var:
 
@@ -44,6 +45,7 @@ __all__ = [
     "push_both",
     "retract",
     "retract_information",
+    "smooth_variance",
     "start",
     "unpredict",
     "update",
@@ -78,7 +80,7 @@ def update(cov, noise_var, is_observed):
     gain = cov[:, 0] * precision
     share = (1 - is_observed) + noise_var * precision
     first_row, first_column = np.indices(cov.shape[:2]) == 0
-    touches_first = (first_row | first_column)[:, :, None]
+    touches_first = np.expand_dims(first_row | first_column, tuple(range(2, cov.ndim)))
     filtered = jnp.where(touches_first, cov * share, cov - gain[:, None] * cov[0])
     kept = jnp.concatenate([share[None], -gain[1:]])
     return filtered, Gain(gain, kept, precision, spread)
@@ -94,6 +96,27 @@ def unpredict(adjoint, information, kernel):
     """Take r (q, m) and N (q, q, m) back through a prediction: F'r and F'NF."""
     turned = kernel.transition.T
     return push(turned, adjoint), push_both(turned, information)
+
+
+def smooth_variance(filtered_cov, hat_information, gain):
+    """Smoothed variance of the signal, and what its lag-one covariances are made of.
+
+    Cov(x_{t+1}, x_t) = (I - P N^)_{t+1} M_{t+1} F P_{t|t}, from (I - P_{t+1|t} N_t) F P_{t|t}
+    with N_t written out, so that channels of high signal lose no digits.
+
+    Returns
+    -------
+    variance : (m,)
+        Of (x_t)_1 given all data.
+    to_now : (q, m)
+        First row of (I - P N^) M: its product with F P_{t-1|t-1} e_1 is Cov(s_t, s_{t-1}).
+    """
+    column = filtered_cov[:, 0]
+    seen = matvec(hat_information, column)
+    variance = column[0] - dot(column, seen)
+    is_first = np.expand_dims(np.arange(len(column)) == 0, tuple(range(1, column.ndim)))
+    to_now = retract(is_first.astype(column.dtype) - seen, gain, jnp.zeros_like(variance))
+    return variance, to_now
 
 
 def push(matrix, stacked):

@@ -67,24 +67,30 @@ class TimeKernel:
 
     def covariance(self, n_times):
         """Prior covariance between samples: (n_times, n_times), unitless."""
-        columns = _state_covs(self, n_times)[:, :, 0]
-
-        def advance(row, _):
-            return row @ self.transition, row
-
-        first = jnp.eye(self.n_states, dtype=columns.dtype)[0]
-        _, rows = jax.lax.scan(advance, first, length=n_times)
-        by_lag = rows @ columns.T  # [lag, t] is the covariance of samples t + lag and t
-        late, early = np.indices((n_times, n_times))
-        lower = by_lag[np.maximum(late - early, 0), early]
-        return jnp.where(late >= early, lower, lower.T)
+        return _covariance(self, n_times)
 
 
+@partial(jax.jit, static_argnums=1)
 def _state_covs(kernel, n_times):
     def advance(cov, _):
         return kernel.transition @ cov @ kernel.transition.T + kernel.process_cov, cov
 
     return jax.lax.scan(advance, kernel.initial_cov, length=n_times)[1]
+
+
+@partial(jax.jit, static_argnums=1)
+def _covariance(kernel, n_times):
+    columns = _state_covs(kernel, n_times)[:, :, 0]
+
+    def advance(row, _):
+        return row @ kernel.transition, row
+
+    first = jnp.eye(kernel.n_states, dtype=columns.dtype)[0]
+    _, rows = jax.lax.scan(advance, first, length=n_times)
+    by_lag = rows @ columns.T  # [lag, t] is the covariance of samples t + lag and t
+    late, early = np.indices((n_times, n_times))
+    lower = by_lag[np.maximum(late - early, 0), early]
+    return jnp.where(late >= early, lower, lower.T)
 
 
 @jax.jit
@@ -168,7 +174,7 @@ def matern(order, time_scale: Float[Array, ""], step: Float[Array, ""]) -> TimeK
     """
     if order not in (0.5, 1.5, 2.5):
         raise ValueError(f"order must be 0.5, 1.5 or 2.5, got {order!r}.")
-    u = jnp.asarray(np.sqrt(2 * order) * (step / time_scale))
+    u = float(np.sqrt(2 * order)) * (step / time_scale)
     dtype = u.dtype
     q = round(order + 0.5)
     companion, stationary, density = {
