@@ -14,6 +14,7 @@ Reference: methods for Kronecker Gaussian processes, Solin et al. 2016, arXiv:16
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,10 @@ import numpy as np
 
 from ..models.autoregressive import kernel_of
 from ..models.source_hyper import step_of
-from . import kalman
+from . import kalman, missing_channels
 
 __all__ = [
+    "Course",
     "SeparableMoments",
     "condition",
     "course_moments",
@@ -56,6 +58,10 @@ class SeparableMoments:
     noise_std : (n_components, n_groups)
     time : dict of str to (n_components, ...) array
         Hyper-parameters of the law in time.
+    cov : (n_times, rank, rank) or None
+        Of s, where channels are missing at some samples; `noise_gain` is then unknown (NaN).
+    log_density : float or None
+        There, of the good channels' data in their own units.
     """
 
     analysis: np.ndarray
@@ -69,6 +75,8 @@ class SeparableMoments:
     smoothness: np.ndarray
     noise_std: np.ndarray
     time: dict
+    cov: np.ndarray | None = None
+    log_density: float | None = None
 
     @property
     def n_components(self):
@@ -88,7 +96,7 @@ def condition(model, problem, prior, thetas, *, is_filter=False, observed=None):
         Every hyper-parameter by name.
     is_filter : bool
         Whether samples after t are left out of the moments at t.
-    observed : (n_times,) bool array, optional
+    observed : (n_times,) or (n_channels, n_times) bool array, optional
 
     Returns
     -------
@@ -108,10 +116,20 @@ def condition(model, problem, prior, thetas, *, is_filter=False, observed=None):
         analysis = basis.T / level
         scale = (float(theta["source_std"]) / problem.moment_unit) ** 2
         eigenvalues = np.maximum(eigenvalues, 0.0)
-        mean, variance, noise_gain, growth = course_moments(
-            model, problem, theta, analysis @ data, scale * eigenvalues, is_filter, observed
+        course = course_moments(
+            model,
+            problem,
+            theta,
+            analysis,
+            analysis @ data,
+            scale * eigenvalues,
+            is_filter,
+            observed,
         )
-        parts.append((analysis, eigenvalues, mean, variance, noise_gain, scale * growth))
+        gain = np.full_like(course.mean, np.nan) if course.cov is not None else course.noise_gain
+        parts.append(
+            (analysis, eigenvalues, course.mean, course.variance, gain, scale * course.growth)
+        )
     stacked = [np.stack(column) for column in zip(*parts, strict=True)]
     time_names = [name for name in thetas[0] if name in ("coefficient", "partial", "time_scale")]
     return SeparableMoments(
@@ -121,24 +139,42 @@ def condition(model, problem, prior, thetas, *, is_filter=False, observed=None):
         smoothness=np.array([float(t["smoothness"]) for t in thetas]),
         noise_std=np.array([t["noise_std"] for t in thetas]),
         time={name: np.array([t[name] for t in thetas]) for name in time_names},
+        cov=course.cov,
+        log_density=course.log_density,
     )
 
 
-def course_moments(model, problem, theta, z, signal_var, is_filter, observed):
-    """Moments of the signals behind coordinates z.
+class Course(NamedTuple):
+    """Moments of the signals behind coordinates z."""
+
+    mean: np.ndarray  # (rank, n_times)
+    variance: np.ndarray  # (rank, n_times)
+    noise_gain: np.ndarray | None  # (rank, n_times); None where channels are missing
+    growth: np.ndarray  # (n_times,): prior variance along time
+    cov: np.ndarray | None = None  # (n_times, rank, rank) where channels are missing
+    log_density: float | None = None  # there, of the good channels' data in their own units
+
+
+def course_moments(model, problem, theta, analysis, z, signal_var, is_filter, observed):
+    """Moments of the signals behind coordinates z = analysis @ whitened data.
 
     Returns
     -------
-    mean, variance, noise_gain : (rank, n_times)
-    growth : (n_times,)
-        k_t, the prior variance along time.
+    Course
     """
     n_times = z.shape[1]
+    if observed.ndim == 2:
+        dense = missing_channels.run(
+            model, problem, theta, analysis, z, signal_var, ~observed, is_filter
+        )
+        log_jacobian = problem.log_jacobian + n_times * np.linalg.slogdet(analysis)[1]
+        log_density = dense.log_likelihood + log_jacobian + dense.log_jacobian_change
+        variance = np.diagonal(dense.cov, axis1=1, axis2=2).T
+        return Course(dense.mean, variance, None, dense.growth, dense.cov, log_density)
     if not hasattr(model, "kernel"):
         gain = (signal_var / (signal_var + 1))[:, None]
-        seen = np.asarray(observed)[None, :]
-        variance = np.where(seen, gain, signal_var[:, None])
-        return gain * z * seen, variance, gain**2 * seen, np.ones(n_times)
+        shape = np.ones_like(z)
+        return Course(gain * z, gain * shape, gain**2 * shape, np.ones(n_times))
     kernel = jax.tree.map(
         lambda x: jnp.asarray(x, z.dtype), kernel_of(model.kernel, theta, step_of(problem))
     )
@@ -151,7 +187,7 @@ def course_moments(model, problem, theta, z, signal_var, is_filter, observed):
         jnp.asarray(observed),
     )
     arrays = (moments.mean, moments.variance, moments.noise_gain, kernel.variance(n_times))
-    return tuple(np.asarray(a, np.float64) for a in arrays)
+    return Course(*(np.asarray(a, np.float64) for a in arrays))
 
 
 def synthesis(problem, prior, moments, component):
@@ -177,8 +213,19 @@ def source_variance(synthesis, prior_variance, moments, component):
     component : int
     """
     growth = moments.prior_variance[component]
+    if moments.cov is not None:
+        return _dense_variance(synthesis, prior_variance, moments)
     told = growth * moments.eigenvalues[component][:, None] - moments.variance[component]
     return np.asarray(_variance(synthesis, prior_variance, growth, np.maximum(told, 0.0)))
+
+
+def _dense_variance(synthesis, prior_variance, moments):
+    """One sample after another, each with a covariance of its own."""
+    columns = []
+    for growth, cov in zip(moments.prior_variance[0], moments.cov, strict=True):
+        told = np.diag(growth * moments.eigenvalues[0]) - cov
+        columns.append(growth * prior_variance - np.sum((synthesis @ told) * synthesis, axis=2))
+    return np.stack(columns, axis=2)
 
 
 @jax.jit

@@ -52,7 +52,7 @@ OPTIONS = _FIXED | {
 
 
 class SourceResult(NamedTuple):
-    """What a method for Gaussian sources returns; log densities in whitened units."""
+    """What a method for Gaussian sources returns; evidence in the units of the data."""
 
     moments: separable.SeparableMoments
     hyper: dict  # name -> value, at the optimum or the mean of the draws
@@ -106,7 +106,8 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
     )
     typical = prior.gram(depth, smoothness)
     hyper = hyper_of(model, problem, typical)
-    likelihood = source_likelihood(model, problem, prior, hyper, observed)
+    seen = observed if observed.ndim == 1 else observed.all(axis=0)
+    likelihood = source_likelihood(model, problem, prior, hyper, seen)
     if method == "nuts":
         return _mix(key, model, problem, prior, hyper, likelihood, options, progress)
     curve = _curve(model, problem, hyper, likelihood, options.get("regularisation"))
@@ -114,7 +115,7 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
     if criterion != "evidence":
         hyper = _at(hyper, problem, typical, curve)
     with progress_bar(progress, method) as update:
-        optimum = evidence.maximise(likelihood, hyper, key)
+        optimum = _optimum(likelihood, hyper, key, observed)
         update(0.5)
         moments = separable.condition(
             model,
@@ -125,35 +126,53 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
             observed=observed,
         )
         update(1.0)
+    log_evidence = moments.log_density
+    if log_evidence is None:
+        log_evidence = optimum.log_evidence + problem.log_jacobian * observed.mean()
     return SourceResult(
         moments,
         optimum.hyper,
         optimum.std,
         {},
         {},
-        optimum.log_evidence,
+        log_evidence,
         optimum.log_evidence_std,
         curve,
         observed,
-        _verdict(optimum, moments),
+        _verdict(log_evidence, optimum, moments),
     )
 
 
 def _observed(missing, problem):
+    """Mask of what is there: (n_times,), or (n_channels, n_times) if channels differ."""
     if missing is None:
         return np.ones(problem.n_times, bool)
-    if missing.shape != (problem.n_times,):
+    shapes = ((problem.n_times,), (problem.n_channels, problem.n_times))
+    if missing.shape not in shapes:
         raise ValueError(
-            f"missing must have shape ({problem.n_times},), one for each sample, got "
-            f"{missing.shape}."
+            f"missing must have shape {shapes[0]}, one for each sample, or {shapes[1]}, one for "
+            f"each channel and sample; got {missing.shape}."
         )
     if missing.all():
         raise ValueError("missing marks every sample: there is nothing to learn from.")
-    return ~missing
+    is_uniform = missing.ndim == 2 and np.all(missing == missing[:1])
+    return ~missing[0] if is_uniform else ~missing
 
 
-def _verdict(optimum, moments):
-    if not np.isfinite(optimum.log_evidence) or not np.all(np.isfinite(moments.mean)):
+def _optimum(likelihood, hyper, key, observed):
+    """Hyper-parameters and evidence; channels that come and go take known hyper-parameters."""
+    if observed.ndim == 2:
+        if hyper.unknown:
+            raise ValueError(
+                f"missing channels need known {', '.join(hyper.unknown)}: infer with missing "
+                "marking all samples that lack a channel, and give what that finds."
+            )
+        return evidence.Optimum(hyper.known, {}, np.nan, np.nan, 0.0, (), 0.0)
+    return evidence.maximise(likelihood, hyper, key)
+
+
+def _verdict(log_evidence, optimum, moments):
+    if not np.isfinite(log_evidence) or not np.all(np.isfinite(moments.mean)):
         return Status.NOT_FINITE
     if {"source_std", "noise_std"} & set(optimum.at_bound):
         return Status.SCALE_AT_BOUND
@@ -220,7 +239,11 @@ def _mix(key, model, problem, prior, hyper, likelihood, options, progress):
     chosen = np.linspace(0, total - 1, min(options["n_components"], total)).astype(int)
     thetas = [hyper.known | {k: v[i] for k, v in pooled.items()} for i in chosen]
     moments = separable.condition(model, problem, prior, thetas)
-    status = drawn.status if drawn.status is not Status.OK else _verdict(optimum, moments)
+    status = (
+        drawn.status
+        if drawn.status is not Status.OK
+        else _verdict(optimum.log_evidence, optimum, moments)
+    )
     means = {k: v.mean(axis=0) for k, v in pooled.items()}
     return SourceResult(
         moments,
@@ -228,7 +251,7 @@ def _mix(key, model, problem, prior, hyper, likelihood, options, progress):
         {k: v.std(axis=0) for k, v in pooled.items()},
         drawn.draws,
         drawn.sample_stats,
-        optimum.log_evidence,
+        optimum.log_evidence + problem.log_jacobian,
         optimum.log_evidence_std,
         None,
         np.ones(problem.n_times, bool),

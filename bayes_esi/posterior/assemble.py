@@ -17,7 +17,6 @@ def assemble(model, problem, method, result):
     model, problem
     method : str
     result : Result or SourceResult
-        Log densities in whitened units.
 
     Returns
     -------
@@ -34,7 +33,7 @@ def assemble(model, problem, method, result):
         hyper_std=result.hyper_std,
         draws=result.draws,
         sample_stats=result.sample_stats,
-        log_evidence=result.log_evidence + problem.log_jacobian * result.observed.mean(),
+        log_evidence=result.log_evidence,
         log_evidence_std=result.log_evidence_std,
         curve=result.curve,
         observed=result.observed,

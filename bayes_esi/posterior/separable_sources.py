@@ -27,7 +27,7 @@ class SeparableSources:
     moments : SeparableMoments
     is_filter : bool
         Whether each sample is conditioned on the past alone.
-    observed : (n_times,) bool array
+    observed : (n_times,) or (n_channels, n_times) bool array
     """
 
     def __init__(self, problem, model, moments, is_filter, observed, prior=None):
@@ -112,11 +112,12 @@ class SeparableSources:
             self.model,
             self.problem,
             theta,
+            analysis,
             target - z,
             scale**2 * moments.eigenvalues[component],
             self.is_filter,
             self.observed,
-        )[0]
+        ).mean
         return path[sources] + self.synthesis(component)[sources] @ mean
 
     @property
@@ -184,6 +185,13 @@ class SeparableSources:
         unit_course = np.tile(shape, (len(moments.eigenvalues[0]), 1))
         signal_var = scale**2 * moments.eigenvalues[0]
         gain = separable.course_moments(
-            self.model, self.problem, theta, unit_course, signal_var, self.is_filter, self.observed
-        )[0][:, middle]
+            self.model,
+            self.problem,
+            theta,
+            moments.analysis[0],
+            unit_course,
+            signal_var,
+            self.is_filter,
+            np.ones(n_times, bool),
+        ).mean[:, middle]
         return self.unit * ((self.synthesis() * gain) @ moments.analysis[0])

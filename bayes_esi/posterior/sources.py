@@ -44,8 +44,8 @@ class SourcePosterior:
         Its numerical error.
     curve : RegularisationCurve or None
         How the scale was chosen, where it was the only unknown.
-    observed : (n_times,) bool array
-        Which samples were used.
+    observed : (n_times,) or (n_channels, n_times) bool array
+        Which samples were used, of all or of each channel.
     status : Status
     """
 
@@ -136,10 +136,11 @@ class SourcePosterior:
         Find Exp Clin Pharmacol 24D:5-12 (sLORETA); Pascual-Marqui 2007, arXiv:0710.3341 (eLORETA).
         """
         check_choice("name", name, STATISTICS)
-        if self.moments.n_components > 1:
+        self._check_single(name)
+        if self.moments.cov is not None:
             raise ValueError(
-                f"{name} belongs to one set of scales, and this posterior mixes many; infer with "
-                f"{'kalman_smoother' if hasattr(self.model, 'kernel') else 'closed_form'} instead."
+                f"{name} is not defined where channels are missing at some samples; leave those "
+                "samples or channels out."
             )
         if name == "dSPM":
             return statistics.dspm(self.mean, self.answers.noise_variance())
@@ -152,6 +153,26 @@ class SourcePosterior:
         from .eloreta_sources import eloreta_sources
 
         return eloreta_sources(self)
+
+    def stream(self):
+        """Return the online filter at the hyper-parameters of this posterior.
+
+        Returns
+        -------
+        OnlineFilter
+            ``state = f.init()``, then ``state, now = f.step(state, sample)`` for each sample.
+        """
+        from .stream import OnlineFilter
+
+        self._check_single("An online filter")
+        return OnlineFilter(self)
+
+    def _check_single(self, what):
+        if self.moments.n_components > 1:
+            raise ValueError(
+                f"{what} needs one set of scales, and this posterior mixes many; infer with "
+                f"{'kalman_smoother' if hasattr(self.model, 'kernel') else 'closed_form'} instead."
+            )
 
     def resolution(self, course="sustained"):
         """Point-spread and cross-talk functions of the estimate, from factors.

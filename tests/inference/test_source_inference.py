@@ -224,6 +224,48 @@ def test_missing_samples_carry_nothing():
     assert posterior.log_evidence == pytest.approx(wanted, abs=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["ar1", "matern32"])
+@pytest.mark.parametrize("method", ["kalman_smoother", "kalman_filter"])
+def test_channels_that_go_bad_for_a_time(kind, method):
+    """Against the joint Gaussian of sources and of the good channels in their own units."""
+    _, arguments, _ = KERNELS[kind]
+    spatial = correlation()
+    rng = np.random.default_rng(11)
+    root = rng.standard_normal((M, M))
+    noise_cov = root @ root.T + np.eye(M)
+    data, lead_field = 4 * rng.standard_normal((M, T)), rng.standard_normal((M, N, 3)) / STD
+    pos, times = rng.uniform(-0.05, 0.05, (N, 3)), np.arange(T) * STEP
+    problem = be.Problem.from_arrays(data, lead_field, pos, noise_cov, times=times)
+    missing = rng.random((M, T)) < 0.3
+    missing[:, 2] = True
+    model = be.AutoregressiveSources(source_std=STD, covariance=spatial, noise_std=1.2, **arguments)
+    posterior = be.infer(model, problem, missing=missing, method=method, progress=False)
+
+    flat = lead_field.reshape(M, -1)
+    cov = np.kron(law_of(model), STD**2 * np.kron(spatial, np.eye(3)))
+    field = np.kron(np.eye(T), flat)
+    total = field @ cov @ field.T + np.kron(np.eye(T), 1.44 * noise_cov)
+    for t in range(T) if method == "kalman_filter" else [T - 1]:
+        seen = ~missing.T
+        seen[t + 1 :] = False
+        seen = seen.ravel()
+        marginal, cross = total[np.ix_(seen, seen)], (field @ cov)[seen]
+        weights = np.linalg.solve(marginal, cross)
+        mean = (weights.T @ data.T.ravel()[seen]).reshape(T, N, 3)
+        std = np.sqrt(np.diag(cov) - np.sum(cross * weights, axis=0)).reshape(T, N, 3)
+        for at in range(T) if method == "kalman_smoother" else [t]:
+            scale = np.abs(mean).max()
+            np.testing.assert_allclose(posterior.mean[..., at], mean[at], atol=1e-9 * scale)
+            np.testing.assert_allclose(posterior.std[..., at], std[at], rtol=1e-8)
+    wanted = multivariate_normal(cov=marginal).logpdf(data.T.ravel()[seen])
+    assert posterior.log_evidence == pytest.approx(wanted, abs=1e-8)
+    with pytest.raises(ValueError, match="channels are missing"):
+        posterior.statistic("dSPM")
+    unknown = be.AutoregressiveSources(covariance=spatial)
+    with pytest.raises(ValueError, match="missing channels need known"):
+        be.infer(unknown, problem, missing=missing, progress=False)
+
+
 # -------------------------------------------------------------------- unknown hyper-parameters
 
 
