@@ -73,8 +73,8 @@ def infer(
         Of dipoles: `n_particles`, `n_runs` (independent repeats: chains, and the error of the
         evidence), `ess_threshold`, `memory_limit` (bytes for tabulated Gram blocks) and others; see
         `bayes_esi.inference.dipole_inference.OPTIONS`. Of distributed sources: `regularisation`
-        ("evidence", "gcv" or "l_curve"), `missing` (bool, of samples or channels and samples), `n_chains`, `n_warmup`,
-        `n_samples`; see `bayes_esi.inference.source_inference.OPTIONS`.
+        ("evidence", "gcv" or "l_curve"), `missing` (bool, by sample or channel and sample),
+        `n_chains`, `n_warmup`, `n_samples`; see `bayes_esi.inference.source_inference.OPTIONS`.
 
     Returns
     -------

@@ -63,8 +63,8 @@ class SourceLaw:
         The model's own priors, which a program may replace by others.
     """
 
-    def __init__(self, likelihood, hyper, log_jacobian):
-        self.likelihood, self.log_jacobian = likelihood, log_jacobian
+    def __init__(self, likelihood, hyper, log_jacobian, n_groups):
+        self.likelihood, self.log_jacobian, self.n_groups = likelihood, log_jacobian, n_groups
         self.known, self.unknown = hyper.known, hyper.unknown
 
     def __call__(self, **values):
@@ -89,9 +89,7 @@ class SourceLaw:
             )
         dtype = self.likelihood.data.dtype
         hyper = {k: jnp.asarray(v, dtype) for k, v in (self.known | values).items()}
-        hyper["noise_std"] = jnp.broadcast_to(
-            hyper["noise_std"], np.shape(self.known.get("noise_std", hyper["noise_std"]))
-        )
+        hyper["noise_std"] = jnp.broadcast_to(hyper["noise_std"], (self.n_groups,))
         return SourceData(self.likelihood, hyper, self.log_jacobian)
 
 
@@ -124,4 +122,4 @@ def source_law(model, problem):
     )
     hyper = hyper_of(model, problem, prior.gram(depth, smoothness))
     likelihood = source_likelihood(model, problem, prior, hyper)
-    return SourceLaw(likelihood, hyper, float(problem.log_jacobian))
+    return SourceLaw(likelihood, hyper, float(problem.log_jacobian), problem.n_groups)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import logsumexp
 
 from ..models.autoregressive import kernel_of
 from ..models.source_hyper import step_of
@@ -30,6 +31,7 @@ __all__ = [
     "condition",
     "course_moments",
     "multiply",
+    "recondition",
     "source_variance",
     "synthesis",
 ]
@@ -126,10 +128,7 @@ def condition(model, problem, prior, thetas, *, is_filter=False, observed=None):
             is_filter,
             observed,
         )
-        gain = np.full_like(course.mean, np.nan) if course.cov is not None else course.noise_gain
-        parts.append(
-            (analysis, eigenvalues, course.mean, course.variance, gain, scale * course.growth)
-        )
+        parts.append((analysis, eigenvalues, *course[:3], scale * course.growth))
     stacked = [np.stack(column) for column in zip(*parts, strict=True)]
     time_names = [name for name in thetas[0] if name in ("coefficient", "partial", "time_scale")]
     return SeparableMoments(
@@ -149,10 +148,60 @@ class Course(NamedTuple):
 
     mean: np.ndarray  # (rank, n_times)
     variance: np.ndarray  # (rank, n_times)
-    noise_gain: np.ndarray | None  # (rank, n_times); None where channels are missing
+    noise_gain: np.ndarray  # (rank, n_times); NaN where channels are missing
     growth: np.ndarray  # (n_times,): prior variance along time
     cov: np.ndarray | None = None  # (n_times, rank, rank) where channels are missing
     log_density: float | None = None  # there, of the good channels' data in their own units
+
+
+def recondition(model, problem, moments, thetas, *, is_filter, observed):
+    """Condition on other data of the same lead field and noise, at the same hyper-parameters.
+
+    Returns
+    -------
+    moments : SeparableMoments
+    log_evidence : float
+        Log density of the data, averaged over the components, in the units of the data.
+    """
+    data = np.asarray(problem.data, np.float64)
+    courses, densities = [], []
+    for c, theta in enumerate(thetas):
+        analysis = moments.analysis[c]
+        scale = (float(theta["source_std"]) / problem.moment_unit) ** 2
+        args = (analysis @ data, scale * moments.eigenvalues[c])
+        course = course_moments(model, problem, theta, analysis, *args, is_filter, observed)
+        courses.append((course, scale * course.growth))
+        density = course.log_density
+        if density is None:
+            log_det = np.linalg.slogdet(analysis)[1] * observed.sum()
+            density = log_det + problem.log_jacobian * observed.mean()
+            density += _log_density(model, problem, theta, *args, observed)
+        densities.append(density)
+    last = courses[-1][0]
+    moments = dataclasses.replace(
+        moments,
+        mean=np.stack([c.mean for c, _ in courses]),
+        variance=np.stack([c.variance for c, _ in courses]),
+        noise_gain=np.stack(
+            [
+                np.full_like(c.mean, np.nan) if c.noise_gain is None else c.noise_gain
+                for c, _ in courses
+            ]
+        ),
+        prior_variance=np.stack([growth for _, growth in courses]),
+        cov=last.cov,
+        log_density=last.log_density,
+    )
+    return moments, float(logsumexp(densities) - np.log(len(densities)))
+
+
+def _log_density(model, problem, theta, z, signal_var, observed):
+    if not hasattr(model, "kernel"):
+        total = (signal_var + 1)[:, None]
+        return -0.5 * np.sum(np.log(2 * np.pi * total) + z**2 / total)
+    kernel = kernel_of(model.kernel, theta, step_of(problem))
+    arrays = (jnp.asarray(z), jnp.asarray(signal_var), jnp.ones((), z.dtype), kernel)
+    return float(kalman.log_likelihood(*arrays, jnp.asarray(observed)))
 
 
 def course_moments(model, problem, theta, analysis, z, signal_var, is_filter, observed):
@@ -170,7 +219,8 @@ def course_moments(model, problem, theta, analysis, z, signal_var, is_filter, ob
         log_jacobian = problem.log_jacobian + n_times * np.linalg.slogdet(analysis)[1]
         log_density = dense.log_likelihood + log_jacobian + dense.log_jacobian_change
         variance = np.diagonal(dense.cov, axis1=1, axis2=2).T
-        return Course(dense.mean, variance, None, dense.growth, dense.cov, log_density)
+        unknown = np.full_like(dense.mean, np.nan)
+        return Course(dense.mean, variance, unknown, dense.growth, dense.cov, log_density)
     if not hasattr(model, "kernel"):
         gain = (signal_var / (signal_var + 1))[:, None]
         shape = np.ones_like(z)

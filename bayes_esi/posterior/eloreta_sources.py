@@ -8,10 +8,16 @@ scaled to trace(G R G') = rank, with the `lambda2` and the noise levels of the p
 
 import numpy as np
 
+from ..core.status import InferenceError, Status
 from ..inference import eloreta, separable
 from .separable_sources import SeparableSources
 
 __all__ = ["eloreta_sources"]
+
+
+# Largest residual of the fixed point that passes: what locates single sources to rounding is far
+# below, and single precision reaches it.
+_TOLERANCE = 1e-4
 
 
 class _WeightedPrior:
@@ -45,6 +51,11 @@ def eloreta_sources(posterior):
     -------
     SeparableSources
 
+    Raises
+    ------
+    InferenceError
+        If the weights did not converge.
+
     Notes
     -----
     The orientation law stays; depth weights and correlation give way to the weights.
@@ -54,7 +65,9 @@ def eloreta_sources(posterior):
     theta = answers.theta(0)
     level = theta["noise_std"][problem.noise_group]
     scaled = np.asarray(field.lead_field, np.float64) / level[:, None, None]
-    found = eloreta.run(scaled, posterior.lambda2)
+    found = eloreta.run(scaled, posterior.lambda2, is_normalised=True)
+    if not float(found.residual) < _TOLERANCE:
+        raise InferenceError(Status.NOT_CONVERGED)
     prior = _WeightedPrior(field, np.asarray(found.inverse_weights, np.float64))
     # The weights come scaled to trace(G R G') = rank at these noise levels.
     theta["source_std"] = problem.moment_unit / np.sqrt(posterior.lambda2)

@@ -5,8 +5,6 @@ A mixture over hyper-parameters has the mean of its means, and as variance the m
 variances and the variance of its means.
 """
 
-import functools
-
 import jax
 import numpy as np
 
@@ -34,16 +32,27 @@ class SeparableSources:
         self.problem, self.model, self.moments = problem, model, moments
         self.is_filter, self.observed = is_filter, observed
         self.prior = source_prior(model, problem) if prior is None else prior
+        self._synthesis = (None, None)
+        self._noise = (None, None)
+
+    def of(self, problem, moments):
+        """The same answers of other data, with everything that does not depend on data kept."""
+        other = object.__new__(SeparableSources)
+        other.__dict__.update(self.__dict__)
+        other.problem, other.moments = problem, moments
+        return other
 
     @property
     def unit(self):
         """A·m of one inside unit of moments."""
         return self.problem.moment_unit
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - one matrix for each posterior, and it is large
     def synthesis(self, component=0):
-        """B of a component: (n_sources, n_axes, rank)."""
-        return separable.synthesis(self.problem, self.prior, self.moments, component)
+        """B of a component: (n_sources, n_axes, rank). The last one asked for is kept."""
+        if self._synthesis[0] != component:
+            matrix = separable.synthesis(self.problem, self.prior, self.moments, component)
+            self._synthesis = (component, matrix)
+        return self._synthesis[1]
 
     def prior_variance(self, component=0):
         """Diagonal of R: (n_sources, n_axes)."""
@@ -147,7 +156,10 @@ class SeparableSources:
     def noise_variance(self):
         """Variance that noise alone gives to the estimate: (n_sources, n_axes, n_times or 1)."""
         gain = self._short(self.moments.noise_gain[0])
-        return self.unit**2 * np.asarray(separable.multiply(self.synthesis() ** 2, gain))
+        if self._noise[0] is None or not np.array_equal(self._noise[0], gain):
+            variance = np.asarray(separable.multiply(self.synthesis() ** 2, gain))
+            self._noise = (gain, self.unit**2 * variance)
+        return self._noise[1]
 
     def estimate_cov(self):
         """Covariance of the estimate under the model, prior less posterior, by source.

@@ -8,6 +8,7 @@ import numpy as np
 from ..core import ports
 from ..core.checks import check_choice, check_count
 from ..core.status import Status
+from ..inference import separable
 from ..models.problem import Problem
 from . import statistics
 from .separable_sources import SeparableSources
@@ -153,6 +154,62 @@ class SourcePosterior:
         from .eloreta_sources import eloreta_sources
 
         return eloreta_sources(self)
+
+    def apply(self, problem):
+        """Condition on other data of the same sensors and sources, at the same hyper-parameters.
+
+        What does not depend on data is shared: for single trials, or conditions, this is the
+        inverse operator of the minimum-norm family.
+
+        Parameters
+        ----------
+        problem : Problem
+            With the lead field and whitener of this one; as many samples.
+
+        Returns
+        -------
+        SourcePosterior
+            Its `log_evidence` is that of the data at these hyper-parameters.
+
+        Raises
+        ------
+        ValueError
+            If the problem has another lead field, noise, or number of samples.
+        """
+        own = self.problem
+        is_same = problem.data.shape == own.data.shape and all(
+            a is b or np.array_equal(a, b)
+            for a, b in (
+                (problem.lead_field, own.lead_field),
+                (problem.whitener, own.whitener),
+                (problem.moment_unit, own.moment_unit),
+            )
+        )
+        if not is_same:
+            raise ValueError(
+                "problem must have the lead field, the whitener and the number of samples of the "
+                "posterior's own; infer anew for another."
+            )
+        answers = self.answers
+        thetas = [answers.theta(c) for c in range(self.moments.n_components)]
+        moments, log_evidence = separable.recondition(
+            self.model,
+            problem,
+            self.moments,
+            thetas,
+            is_filter=answers.is_filter,
+            observed=self.observed,
+        )
+        other = dataclasses.replace(
+            self,
+            problem=problem,
+            moments=moments,
+            log_evidence=log_evidence,
+            log_evidence_std=0.0,
+            curve=None,
+        )
+        other.__dict__["answers"] = answers.of(problem, moments)
+        return other
 
     def stream(self):
         """Return the online filter at the hyper-parameters of this posterior.
