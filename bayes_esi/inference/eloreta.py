@@ -20,9 +20,9 @@ is enough for the changes,
 
     sum G_j C_j G_j' = S_0 + sum G_j (C_j - C_0j) G_j',     G_j' M G_j = A_0j + G_j' (M - M_0) G_j,
 
-whose rounding errors shrink with the changes. Full precision is used once or twice a run. The
-rows of the lead field are first turned to the principal axes of its covariance: weak directions,
-which M amplifies, then have rows of their own and keep their digits.
+whose rounding errors shrink with the changes. Full precision is used once or twice a run. Rows
+are first combined so that M = I at the start: no direction is then amplified, and all keep their
+digits.
 
 *Certificate.* max_j ||W_j^2 - G_j' M G_j|| / ||W_j^2|| (Frobenius), plus an estimate of the
 rounding error of the increments.
@@ -48,6 +48,8 @@ __all__ = ["EloretaWeights", "State", "init", "kernel", "run", "step"]
 
 # Past steps that Anderson mixing combines; more gain nothing at a condition of 2.
 _MEMORY = 5
+# What a mixture leaves unexplained is overdone by 1 / (1 - J), J half way between 0 and 1/2.
+_RELAXATION = 4 / 3
 # Rows of the lead field taken at a time in sums over rows.
 _N_ROWS = 8
 # Rounding error of a quadratic form G_j' M G_j in single precision: largest relative error of
@@ -94,13 +96,13 @@ class State(NamedTuple):
 
 
 class Field(NamedTuple):
-    """The lead field in the layout of the products, in two precisions."""
+    """The lead field in the coordinates and the layout of the products, in two precisions."""
 
     full: Float[Array, "m d n_sources"]
     single: Float[Array, "m d n_sources"]
-    gram: Float[Array, "d d n_sources"]  # G_j' G_j
+    noise: Float[Array, "m m"]  # covariance in these coordinates
+    gram: Float[Array, "d d n_sources"]  # of the field as it came
     audible: Float[Array, "d d n_sources"]  # projector on the directions that G_j can see
-    lambda2: Float[Array, ""]
 
 
 def run(lead_field, lambda2=1 / 9, *, is_normalised=False, tol=1e-8, max_steps=200):
@@ -176,21 +178,46 @@ def kernel(lead_field, inverse_weights, lambda2):
     )
 
 
-def init(field: Field, is_normalised: bool) -> State:
-    """Start from C_j = s (G_j' G_j)^{-1/2}, at the s that solves the equation for s alone."""
-    m, d, n = field.full.shape
-    dtype = field.full.dtype
-    values, vectors = _eigen(_fill(field.gram, field.audible))
+def init(scaled: Float[Array, "m d n_sources"], lambda2, is_normalised: bool):
+    """Take the plain step from C_j = s (G_j' G_j)^{-1/2}, and the coordinates it offers.
+
+    Without normalisation s is the one that solves the equation for s alone.
+
+    Returns
+    -------
+    Field, State
+    """
+    m, d, n = scaled.shape
+    dtype = scaled.dtype
+    gram = _block_products(scaled, scaled)
+    values, vectors = _eigen(gram)
+    is_seen = values > 100 * jnp.finfo(dtype).eps * values.max(axis=0)
+    audible = _assemble(is_seen.astype(dtype), vectors)
+    values, vectors = _eigen(_fill(gram, audible))
     cov = _assemble(1 / jnp.sqrt(values), vectors)
+    data_cov = _data_cov(scaled.astype(jnp.float32), cov)
     if is_normalised:
-        scale = m / jnp.sum(cov * field.gram)
+        scale = m / jnp.sum(cov * gram)
     else:
-        weight = _trace(_project(_assemble(jnp.sqrt(values), vectors), field.audible))
-        powers = jnp.linalg.eigvalsh(_data_cov(field.single, cov).astype(dtype))
-        scale = _initial_scale(jnp.maximum(powers, 0), weight, field.lambda2)
-    log_cov = _assemble(-0.5 * jnp.log(values) + jnp.log(scale), vectors)
+        weight = _trace(_project(_assemble(jnp.sqrt(values), vectors), audible))
+        powers = jnp.linalg.eigvalsh(data_cov)
+        scale = _initial_scale(jnp.maximum(powers, 0), weight, lambda2)
+    # In coordinates where M = I, G_j' M G_j is a Gram matrix.
+    identity = jnp.eye(m, dtype=dtype)
+    chol = jnp.linalg.cholesky(scale * data_cov + lambda2 * identity)
+    turn = jax.scipy.linalg.solve_triangular(chol, identity, lower=True)
+    full = jnp.matmul(turn, scaled.reshape(m, -1), precision=_HIGH).reshape(m, d, n)
+    field = Field(
+        full=full,
+        single=full.astype(jnp.float32),
+        noise=lambda2 * jnp.matmul(turn, turn.T, precision=_HIGH),
+        gram=gram,
+        audible=audible,
+    )
+    values, vectors = _eigen(_fill(_block_products(full, full), audible))
+    log_cov = _assemble(-0.5 * jnp.log(values), vectors)
     nothing = jnp.zeros((d, d, n), dtype)
-    return State(
+    return field, State(
         log_cov=log_cov,
         best=log_cov,
         residual=jnp.full((), jnp.inf, dtype),
@@ -218,8 +245,8 @@ def step(state: State, field: Field, is_normalised: bool) -> State:
         log_cov = log_cov + jnp.log(scale) * jnp.eye(d, dtype=dtype)[:, :, None]
     reference = lax.cond(
         state.is_exact,
-        lambda: _evaluate(field.full, field.lambda2, cov),
-        lambda: _increment(field.single, field.lambda2, cov, state.reference),
+        lambda: _evaluate(field.full, field.noise, cov),
+        lambda: _increment(field.single, field.noise, cov, state.reference),
     )
     # `changed` is 0 at a reference point: its products carry no error of single precision.
     changed = jnp.where(
@@ -267,26 +294,16 @@ def step(state: State, field: Field, is_normalised: bool) -> State:
 def _run(lead_field, lambda2, tol, max_steps, *, is_normalised):
     # Scaled to mean power 1, so that single precision is safe in any units.
     scale = jnp.sqrt(jnp.mean(jnp.sum(lead_field**2, axis=(1, 2))))
-    full = _rotated(lead_field.swapaxes(1, 2) / scale)
-    gram = _block_products(full, full)
-    values, vectors = _eigen(gram)
-    eps = jnp.finfo(full.dtype).eps
-    is_seen = (values > 100 * eps * values.max(axis=0)).astype(full.dtype)
-    field = Field(
-        full=full,
-        single=full.astype(jnp.float32),
-        gram=gram,
-        audible=_assemble(is_seen, vectors),
-        lambda2=lambda2 if is_normalised else lambda2 / scale**2,
-    )
+    scaled = lead_field.swapaxes(1, 2) / scale
+    if not is_normalised:
+        lambda2 = lambda2 / scale**2
+    field, state = init(scaled, lambda2, is_normalised)
 
     def goes_on(state):
         is_open = (state.residual > tol) & (state.n_stalled < _END)
         return is_open & (state.n_steps < max_steps)
 
-    state = lax.while_loop(
-        goes_on, lambda state: step(state, field, is_normalised), init(field, is_normalised)
-    )
+    state = lax.while_loop(goes_on, lambda state: step(state, field, is_normalised), state)
     values, vectors = _eigen(state.best)
     cov = _project(_assemble(jnp.exp(values), vectors), field.audible)
     if is_normalised:
@@ -299,15 +316,9 @@ def _kernel(lead_field, inverse_weights, lambda2):
     m = lead_field.shape[0]
     weighted = jnp.einsum("msd,sde->mse", lead_field, inverse_weights, precision=_HIGH)
     data_cov = jnp.tensordot(weighted, lead_field, ((1, 2), (1, 2)), precision=_HIGH)
-    inverse = _inverse(data_cov, lambda2)
+    inverse = _inverse(data_cov, lambda2 * jnp.eye(m, dtype=data_cov.dtype))
     flat = jnp.matmul(weighted.reshape(m, -1).T, inverse, precision=_HIGH)
     return flat.reshape(*lead_field.shape[1:], m)
-
-
-def _rotated(field):
-    flat = field.reshape(field.shape[0], -1)
-    _, vectors = jnp.linalg.eigh(jnp.matmul(flat, flat.T, precision=_HIGH))
-    return jnp.matmul(vectors.T, flat, precision=_HIGH).reshape(field.shape)
 
 
 def _initial_scale(powers, weight, lambda2):
@@ -352,19 +363,20 @@ def _mix(state, point, change, residual):
     ridge = 100 * jnp.finfo(point.dtype).eps
     system = correlation + ridge * jnp.eye(_MEMORY, dtype=point.dtype)
     share = jnp.linalg.solve(system, jnp.matmul(turns, change, precision=_HIGH) / length) / length
-    mixed = point + change - jnp.matmul(share, moves + turns, precision=_HIGH)
+    mixed = point + _RELAXATION * change
+    mixed = mixed - jnp.matmul(share, moves + _RELAXATION * turns, precision=_HIGH)
     return mixed, {"last": jnp.stack([point, change]), "moves": moves, "turns": turns}
 
 
-def _evaluate(field, lambda2, cov):
+def _evaluate(field, noise, cov):
     data_cov = _data_cov(field, cov)
-    precision = _inverse(data_cov, lambda2)
+    precision = _inverse(data_cov, noise)
     return Reference(cov, data_cov, precision, _quadratic(field, precision))
 
 
-def _increment(field, lambda2, cov, reference):
+def _increment(field, noise, cov, reference):
     data_cov = reference.data_cov + _data_cov(field, cov - reference.cov)
-    precision = _inverse(data_cov, lambda2)
+    precision = _inverse(data_cov, noise)
     quadratic = reference.quadratic + _quadratic(field, precision - reference.precision)
     return Reference(cov, data_cov, precision, quadratic)
 
@@ -416,9 +428,9 @@ def _mirrored(matrix):
     return (matrix + matrix.T) / 2
 
 
-def _inverse(data_cov, lambda2):
+def _inverse(data_cov, noise):
     identity = jnp.eye(data_cov.shape[0], dtype=data_cov.dtype)
-    chol = jnp.linalg.cholesky(data_cov + lambda2 * identity)
+    chol = jnp.linalg.cholesky(data_cov + noise)
     return jax.scipy.linalg.cho_solve((chol, True), identity)
 
 
