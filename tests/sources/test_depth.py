@@ -7,7 +7,8 @@ from bayes_esi.sources.depth import depth_weights, field_power
 
 
 @pytest.fixture
-def lead_field(rng=np.random.default_rng(1)):
+def lead_field():
+    rng = np.random.default_rng(1)
     depth = np.exp(rng.uniform(-4, 0, 200))
     return rng.standard_normal((20, 200, 3)) * depth[:, None]
 
