@@ -144,10 +144,24 @@ class SourcePosterior:
                 "samples or channels out."
             )
         if name == "dSPM":
-            return statistics.dspm(self.mean, self.answers.noise_variance())
+            variance = self.answers.noise_variance()
+            return statistics.dspm(
+                self.mean, variance[..., 0] if variance.shape[2] == 1 else variance
+            )
         if name == "sLORETA":
-            return statistics.sloreta(self.mean, self.answers.estimate_cov())
-        return statistics.magnitude(self._eloreta.mean())
+            return self._standardised(self.answers.estimate_cov())
+        mean = self._eloreta.mean()
+        return mean[:, 0] if mean.shape[1] == 1 else np.linalg.norm(mean, axis=1)
+
+    def _standardised(self, cov):
+        """Standardise by blocks (n_sources, n_axes, n_axes, n_times or 1)."""
+        if cov.shape[3] == 1:
+            return statistics.sloreta(self.mean, cov[..., 0])
+        columns = [
+            statistics.sloreta(self.mean[..., t : t + 1], cov[..., t])
+            for t in range(self.problem.n_times)
+        ]
+        return np.concatenate(columns, axis=1)
 
     @functools.cached_property
     def _eloreta(self):

@@ -51,7 +51,8 @@ def dense_prior(model, problem, correlation, depth, smoothness):
     field = field if d == 3 else prior.field.lead_field
     gram = np.einsum("rsd,rse->sde", prior.field.lead_field, prior.field.lead_field)
     relative = 1 / np.linalg.norm(gram, 2, axis=(1, 2))
-    cap = model.depth_limit**2 * relative.min()
+    above = relative[relative > model.depth_limit**2 * relative.min()]
+    cap = above.min() if above.size else relative.max()
     weights = np.minimum(relative / cap, 1) ** depth
     turn = np.zeros((N * frames.shape[1], N * d))
     for s in range(N):
