@@ -10,10 +10,10 @@ operators compare a source with a mean over its neighbours, in units where a lon
     A1 = 1/2 (I + D^{-1}) A0,     D = diag(A0 1) = diag(N_i / k)
 
 k = 6 on a cubic grid of step h. In the interior D = 1, B 1 = epsilon, and -k B / h^2 at
-epsilon = 0 is the discrete Laplacian. At the border rows of A1 sum to (1 + N_i / k) / 2 < 1, as if half of
-the missing neighbours were silent: B 1 > epsilon (border correction). On meshes, where numbers of
-neighbours vary without a border, the mean over the neighbours there are, A1 = D^{-1} A0 (graph
-Laplacian).
+epsilon = 0 is the discrete Laplacian. At the border rows of A1 sum to (1 + N_i / k) / 2 < 1, as if
+half of the missing neighbours were silent: B 1 > epsilon (border correction). On meshes, where
+numbers of neighbours vary without a border, the mean over the neighbours there are,
+A1 = D^{-1} A0 (graph Laplacian).
 
 *LAURA.* Local autoregression by an inverse power e of the distance, 3 for currents:
 
