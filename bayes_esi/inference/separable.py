@@ -36,8 +36,9 @@ __all__ = [
     "synthesis",
 ]
 
-# Eigenvalues below this share of the largest carry no signal: their column of B is zero.
-_RANK_TOLERANCE = 1e-13
+# Eigenvalues below this share of the largest are rounding. They are raised to it, not cut: B s does
+# not depend on them where they are small, and what they carry is of the order of their root.
+_ROUNDING = 1e-16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,7 +118,7 @@ def condition(model, problem, prior, thetas, *, is_filter=False, observed=None):
         eigenvalues, basis = np.linalg.eigh(cached[where] / np.outer(level, level))
         analysis = basis.T / level
         scale = (float(theta["source_std"]) / problem.moment_unit) ** 2
-        eigenvalues = np.maximum(eigenvalues, 0.0)
+        eigenvalues = np.maximum(eigenvalues, _ROUNDING * eigenvalues[-1])
         course = course_moments(
             model,
             problem,
@@ -243,10 +244,7 @@ def course_moments(model, problem, theta, analysis, z, signal_var, is_filter, ob
 def synthesis(problem, prior, moments, component):
     """B: (n_sources, n_axes, rank), from signals to sources in `moment_unit`."""
     cross = prior.cross(float(moments.depth[component]), float(moments.smoothness[component]))
-    eigenvalues = moments.eigenvalues[component]
-    is_seen = eigenvalues > _RANK_TOLERANCE * eigenvalues.max()
-    inverse = np.where(is_seen, 1 / np.where(is_seen, eigenvalues, 1.0), 0.0)
-    right = moments.analysis[component].T * inverse
+    right = moments.analysis[component].T / moments.eigenvalues[component]
     return np.asarray(multiply(cross, right))
 
 
