@@ -136,8 +136,9 @@ def run(
     _, (mean, factor, innovations, log_det) = jax.lax.scan(
         advance, (none, _lq(initial_factor)[0]), samples
     )
-    log_spread = log_det + jnp.sum(is_row, axis=1)[pattern] * np.log(2 * np.pi).astype(dtype) / 2
-    log_likelihood = -jnp.sum(innovations**2) / 2 - jnp.sum(log_spread)
+    n_numbers = jnp.sum(is_row[pattern]).astype(dtype)
+    constant = n_numbers * np.log(2 * np.pi).astype(dtype)
+    log_likelihood = -(jnp.sum(innovations**2) + constant) / 2 - jnp.sum(log_det)
 
     def retreat(future, inputs):
         sample, mean, factor = inputs

@@ -151,8 +151,7 @@ def sample_paths(
 
     def draw(index):
         path, simulated = _simulate(jax.random.fold_in(key, index), problem)
-        kept = problem.is_observed[:, None]
-        difference = problem._replace(data=problem.data - kept * simulated)
+        difference = problem._replace(data=problem.data - simulated)
         filtered, innovation = _filter_means(difference, passed)
         return (path + _smooth_means(difference, passed, filtered, innovation)).T
 

@@ -11,8 +11,9 @@ the adjoints after sample t, hats and K as in `kalman_steps`, and E = r r' - N:
     transition    sum_t r x_{t|t}' + E F P_{t|t}
     data          -u
 
-`log_likelihood` carries this rule, so that `jax.grad`, `value_and_grad`, forward mode and
-Hessians cost a pass or two and no stored tape. Cost O(n_times m q^3).
+Derivatives in the covariances are those along symmetric changes. `log_likelihood` carries this
+rule, so that `jax.grad`, `value_and_grad`, forward mode and Hessians cost a pass or two and no
+stored tape. Cost O(n_times m q^3).
 
 Reference: Koopman, Shephard 1992, doi:10.1093/biomet/79.4.823 (the exact score).
 """
