@@ -20,7 +20,7 @@ real and the simulated data, add the path.
 Cost O(n_times m q^3), memory O(n_times m q^2).
 
 References: Kalman 1960, doi:10.1115/1.3662552; Rauch, Tung, Striebel 1965, doi:10.2514/3.3166;
-de Jong 1989, doi:10.1080/01621459.1989.10478884 (the smoother without inverses);
+de Jong 1989, J. Am. Stat. Assoc. 84:1085 (the smoother without inverses);
 Durbin, Koopman 2002, doi:10.1093/biomet/89.3.603 (draws).
 """
 

@@ -25,7 +25,7 @@ computed as that ratio, because the difference loses all digits in channels of h
 Cost of a step O(m q^3).
 
 References: Bryson, Frazier 1963, Proc. Optimum System Synthesis Conf., 353-364; de Jong 1989,
-doi:10.1080/01621459.1989.10478884 (the backward recursions).
+J. Am. Stat. Assoc. 84:1085 (the backward recursions).
 """
 
 from typing import NamedTuple
