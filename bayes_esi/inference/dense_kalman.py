@@ -28,8 +28,8 @@ for a time (`observation_patterns`).
 Cost O(n_times (n + m)^3), memory O(n_times n^2).
 
 References: Kaminski, Bryson, Schmidt 1971, doi:10.1109/TAC.1971.1099816 (square-root arrays);
-Rauch, Tung, Striebel 1965, doi:10.2514/3.3166; Fraser, Potter 1969,
-doi:10.1109/TAC.1969.1099196 (smoother as two filters).
+Rauch, Tung, Striebel 1965, doi:10.2514/3.3166; Fraser, Potter 1969, IEEE Trans. Autom.
+Control 14:387 (smoother as two filters).
 """
 
 from typing import NamedTuple
@@ -136,8 +136,9 @@ def run(
     _, (mean, factor, innovations, log_det) = jax.lax.scan(
         advance, (none, _lq(initial_factor)[0]), samples
     )
-    log_spread = log_det + jnp.sum(is_row, axis=1)[pattern] * np.log(2 * np.pi).astype(dtype) / 2
-    log_likelihood = -jnp.sum(innovations**2) / 2 - jnp.sum(log_spread)
+    n_numbers = jnp.sum(is_row[pattern]).astype(dtype)
+    constant = n_numbers * np.log(2 * np.pi).astype(dtype)
+    log_likelihood = -(jnp.sum(innovations**2) + constant) / 2 - jnp.sum(log_det)
 
     def retreat(future, inputs):
         sample, mean, factor = inputs
@@ -212,8 +213,8 @@ def observation_patterns(whitener, is_missing):
     -------
     observation : Observation
     log_jacobian_change : float
-        Added to `n_times` log pseudo-determinants of the whitener, turns a log density of
-        observed whitened data into one of the good channels' data in their own units, in nats.
+        Added to `Problem.log_jacobian`; that sum turns a log density of observed whitened data
+        into one of the good channels' data in their own units. In nats.
 
     Notes
     -----

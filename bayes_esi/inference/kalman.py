@@ -20,7 +20,7 @@ real and the simulated data, add the path.
 Cost O(n_times m q^3), memory O(n_times m q^2).
 
 References: Kalman 1960, doi:10.1115/1.3662552; Rauch, Tung, Striebel 1965, doi:10.2514/3.3166;
-de Jong 1989, doi:10.1080/01621459.1989.10478884 (the smoother without inverses);
+de Jong 1989, J. Am. Stat. Assoc. 84:1085 (the smoother without inverses);
 Durbin, Koopman 2002, doi:10.1093/biomet/89.3.603 (draws).
 """
 
@@ -32,7 +32,7 @@ import jax.numpy as jnp
 
 from ..core.types import Array, Bool, Float
 from ..models import kalman_steps as steps
-from ..models.kalman_likelihood import Channels, channels, log_density, log_likelihood
+from ..models.kalman_likelihood import UNROLL, Channels, channels, log_density, log_likelihood
 from ..models.time_kernels import TimeKernel
 
 __all__ = [
@@ -56,10 +56,11 @@ class SensorMoments(NamedTuple):
 
 
 class _Variances(NamedTuple):
-    """What the means need from the variance pass forward; time first."""
+    """What the variance pass forward leaves; of the filtered covariance only what is used."""
 
-    gain: steps.Gain
-    filtered_cov: Float[Array, "n_times q q m"]
+    column: Float[Array, "n_times q m"]  # first of the filtered covariance
+    gain: Float[Array, "n_times q m"]
+    spread: Float[Array, "n_times m"]
 
 
 @jax.jit
@@ -88,16 +89,16 @@ def filter_moments(
 
     def variance_of(noise_var):
         passed = _filter_variances(problem._replace(noise_var=noise_var))
-        return passed.filtered_cov[:, 0, 0], passed
+        return passed.column[:, 0], passed
 
     variance, slope, passed = _with_slope(variance_of, problem.noise_var)
-    mean, innovation = _filter_means(problem.data, problem.kernel, passed.gain)
+    mean, innovation = _filter_means(problem, passed)
     return SensorMoments(
         mean=mean[:, 0].T,
         variance=variance.T,
         lag_one_cov=None,
         noise_gain=problem.noise_var * slope.T,
-        log_likelihood=log_density(innovation, passed.gain, problem.is_observed),
+        log_likelihood=log_density(innovation, passed.spread, problem.is_observed),
     )
 
 
@@ -113,19 +114,20 @@ def smooth_moments(
     problem = channels(data, signal_var, noise_var, kernel, observed)
 
     def variance_of(noise_var):
-        passed = _filter_variances(problem._replace(noise_var=noise_var))
-        variance, lag_one_cov = _smooth_variances(problem.kernel, passed)
+        changed = problem._replace(noise_var=noise_var)
+        passed = _filter_variances(changed)
+        variance, lag_one_cov = _smooth_variances(changed, passed)
         return variance, (passed, lag_one_cov)
 
     variance, slope, (passed, lag_one_cov) = _with_slope(variance_of, problem.noise_var)
-    filtered, innovation = _filter_means(problem.data, problem.kernel, passed.gain)
-    mean = _smooth_means(filtered, innovation, problem.kernel, passed)
+    filtered, innovation = _filter_means(problem, passed)
+    mean = _smooth_means(problem, passed, filtered, innovation)
     return SensorMoments(
         mean=mean.T,
         variance=variance.T,
         lag_one_cov=lag_one_cov.T,
         noise_gain=problem.noise_var * slope.T,
-        log_likelihood=log_density(innovation, passed.gain, problem.is_observed),
+        log_likelihood=log_density(innovation, passed.spread, problem.is_observed),
     )
 
 
@@ -149,10 +151,9 @@ def sample_paths(
 
     def draw(index):
         path, simulated = _simulate(jax.random.fold_in(key, index), problem)
-        kept = problem.is_observed[:, None]
-        difference = problem.data - kept * simulated
-        filtered, innovation = _filter_means(difference, problem.kernel, passed.gain)
-        return (path + _smooth_means(filtered, innovation, problem.kernel, passed)).T
+        difference = problem._replace(data=problem.data - simulated)
+        filtered, innovation = _filter_means(difference, passed)
+        return (path + _smooth_means(difference, passed, filtered, innovation)).T
 
     return jax.lax.map(draw, jnp.arange(n_draws))
 
@@ -187,49 +188,55 @@ def _filter_variances(problem: Channels) -> _Variances:
     def advance(cov, is_observed):
         filtered_cov, gain = steps.update(cov, problem.noise_var, is_observed)
         _, after = steps.predict(mean, filtered_cov, signal_var, kernel)
-        return after, _Variances(gain, filtered_cov)
+        return after, _Variances(filtered_cov[:, 0], gain.gain, gain.spread)
 
-    return jax.lax.scan(advance, first, problem.is_observed)[1]
+    return jax.lax.scan(advance, first, problem.is_observed, unroll=UNROLL)[1]
 
 
-def _filter_means(data, kernel, gain):
+def _filter_means(problem: Channels, passed: _Variances):
     """Filtered means (n_times, q, m) and innovations (n_times, m)."""
 
     def advance(mean, sample):
         data, gain = sample
         innovation = data - mean[0]
         filtered = mean + gain * innovation
-        return steps.push(kernel.transition, filtered), (filtered, innovation)
+        return steps.push(problem.kernel.transition, filtered), (filtered, innovation)
 
-    return jax.lax.scan(advance, jnp.zeros_like(gain.gain[0]), (data, gain.gain))[1]
+    first = jnp.zeros_like(passed.gain[0])
+    return jax.lax.scan(advance, first, (problem.data, passed.gain), unroll=UNROLL)[1]
 
 
-def _smooth_means(filtered, innovation, kernel, passed):
+def _smooth_means(problem: Channels, passed: _Variances, filtered, innovation):
     """Smoothed signals (n_times, m)."""
 
     def retreat(adjoint, sample):
-        filtered, innovation, passed = sample
-        hat = steps.push(kernel.transition.T, adjoint)
-        signal = filtered[0] + steps.dot(passed.filtered_cov[:, 0], hat)
-        return steps.retract(hat, passed.gain, innovation), signal
+        filtered, innovation, passed, is_observed = sample
+        hat = steps.push(problem.kernel.transition.T, adjoint)
+        gain = steps.complete(passed.gain, passed.spread, problem.noise_var, is_observed)
+        signal = filtered[0] + steps.dot(passed.column, hat)
+        return steps.retract(hat, gain, innovation), signal
 
-    last = jnp.zeros_like(filtered[0])
-    return jax.lax.scan(retreat, last, (filtered, innovation, passed), reverse=True)[1]
+    last = jnp.zeros_like(passed.gain[0])
+    samples = (filtered, innovation, passed, problem.is_observed)
+    return jax.lax.scan(retreat, last, samples, reverse=True, unroll=UNROLL)[1]
 
 
-def _smooth_variances(kernel, passed: _Variances):
+def _smooth_variances(problem: Channels, passed: _Variances):
     """Smoothed variances (n_times, m) and lag-one covariances (n_times - 1, m) of the signals."""
+    kernel = problem.kernel
 
-    def retreat(information, passed):
-        column = passed.filtered_cov[:, 0]
+    def retreat(information, sample):
+        passed, is_observed = sample
+        gain = steps.complete(passed.gain, passed.spread, problem.noise_var, is_observed)
         hat = steps.push_both(kernel.transition.T, information)
-        variance, to_now = steps.smooth_variance(passed.filtered_cov, hat, passed.gain)
-        information = steps.retract_information(hat, passed.gain)
-        return information, (variance, to_now, steps.push(kernel.transition, column))
+        variance, to_now = steps.smooth_variance(passed.column, hat, gain)
+        return steps.retract_information(hat, gain), (variance, to_now)
 
-    last = jnp.zeros_like(passed.filtered_cov[0])
-    _, (variance, to_now, reach) = jax.lax.scan(retreat, last, passed, reverse=True)
-    return variance, jnp.sum(to_now[1:] * reach[:-1], axis=1)
+    last = jnp.zeros_like(steps.start(problem.signal_var, kernel)[1])
+    samples = (passed, problem.is_observed)
+    _, (variance, to_now) = jax.lax.scan(retreat, last, samples, reverse=True, unroll=UNROLL)
+    reach = steps.push(kernel.transition, jnp.swapaxes(passed.column[:-1], 0, 1))
+    return variance, steps.dot(jnp.swapaxes(to_now[1:], 0, 1), reach)
 
 
 def _simulate(key, problem: Channels):

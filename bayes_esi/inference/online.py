@@ -71,5 +71,5 @@ def step(
     cov, gain = steps.update(state.cov, state.noise_var, weight)
     mean = state.mean + gain.gain * innovation
     predicted = steps.predict(mean, cov, state.signal_var, state.kernel)
-    info = Info(mean[0], cov[0, 0], log_density(innovation, gain, weight))
+    info = Info(mean[0], cov[0, 0], log_density(innovation, gain.spread, weight))
     return State(*predicted, *state[2:]), info

@@ -12,16 +12,20 @@ Phi = F M, whose steps compose by products alone: no covariance is inverted, as
 the smoothing elements of the paper would ask for.
 
 Same numbers as `kalman.smooth_moments`, with depth O(log n_times) where a recursion has
-O(n_times): worth its work, more by a factor of about 2 log2(n_times), on a GPU and for q of a few.
-Cost O(n_times m q^3), memory O(n_times m q^2).
+O(n_times): for a GPU, and q of a few. Prefixes are doubled in length log2(n_times) times (Hillis &
+Steele 1986). That is more work than the tree of `jax.lax.associative_scan`, but one compiled
+product where the tree has one for each level and direction, and took minutes to compile.
+Cost O(n_times log(n_times) m q^3), memory O(n_times m q^2).
 
-Reference: Sarkka, Garcia-Fernandez 2021, doi:10.1109/TAC.2020.2976316.
+References: Sarkka, Garcia-Fernandez 2021, doi:10.1109/TAC.2020.2976316; Hillis, Steele 1986,
+doi:10.1145/7902.7903 (prefix sums by doubling).
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core.types import Array, Bool, Float
 from ..models import kalman_steps as steps
@@ -73,7 +77,7 @@ def smooth_moments_parallel(
 def _smooth(problem: Channels) -> SensorMoments:
     transition = problem.kernel.transition
     weight = problem.is_observed[:, None]
-    filtered = jax.lax.associative_scan(_join, _elements(problem), axis=2)
+    filtered = _prefix_products(_join, _elements(problem))
     mean, cov = filtered.shift[:, 0], filtered.cov
     start, first_cov = steps.start(problem.signal_var, problem.kernel)
     after = steps.push_both(transition, cov[:, :, :-1]) + _process_cov(problem)
@@ -90,7 +94,7 @@ def _smooth(problem: Channels) -> SensorMoments:
     seen = none.at[0].set(gain.precision * innovation)[:, None]
     own = jnp.zeros_like(cov).at[0, 0].set(gain.precision)
     way = _Adjoint(jnp.concatenate([first_column, rest], axis=1), seen, own)
-    before = jax.lax.associative_scan(_join_back, way, reverse=True, axis=2)
+    before = _prefix_products(_join_back, way, reverse=True)
     # The adjoint after a sample is the one before the next; nothing comes after the last.
     adjoint, information = (
         jnp.concatenate([x[:, :, 1:], jnp.zeros_like(x[:, :, :1])], axis=2)
@@ -98,14 +102,14 @@ def _smooth(problem: Channels) -> SensorMoments:
     )
     hat = steps.push(transition.T, adjoint)[:, 0]
     hat_information = steps.push_both(transition.T, information)
-    variance, to_now = steps.smooth_variance(filtered_cov, hat_information, gain)
+    variance, to_now = steps.smooth_variance(filtered_cov[:, 0], hat_information, gain)
     reach = steps.push(transition, filtered_cov[:, 0])
     return SensorMoments(
         mean=(mean[0] + steps.dot(filtered_cov[:, 0], hat)).T,
         variance=variance.T,
         lag_one_cov=steps.dot(to_now[:, 1:], reach[:, :-1]).T,
         noise_gain=jnp.zeros_like(variance.T),
-        log_likelihood=log_density(innovation, gain, problem.is_observed),
+        log_likelihood=log_density(innovation, gain.spread, problem.is_observed),
     )
 
 
@@ -135,6 +139,23 @@ def _elements(problem: Channels) -> _Element:
         linear=has_past * (seen * problem.data)[:, None],
         precision=has_past * seen[:, None] * turned[0],
     )
+
+
+def _prefix_products(join, elements, reverse=False):
+    """Products of all elements up to each sample, or from each sample on if reversed."""
+    n_times = elements[0].shape[2]
+    sample = np.arange(n_times)[::-1] if reverse else np.arange(n_times)
+
+    def double(products, length):
+        before = jax.tree.map(
+            lambda x: jnp.roll(x, -length if reverse else length, axis=2), products
+        )
+        has_before = (sample >= length)[:, None]
+        joined = join(before, products)
+        return jax.tree.map(lambda j, p: jnp.where(has_before, j, p), joined, products), None
+
+    lengths = 2 ** np.arange(int(np.ceil(np.log2(n_times))))
+    return jax.lax.scan(double, elements, lengths)[0]
 
 
 def _join(early: _Element, late: _Element) -> _Element:

@@ -11,8 +11,9 @@ the adjoints after sample t, hats and K as in `kalman_steps`, and E = r r' - N:
     transition    sum_t r x_{t|t}' + E F P_{t|t}
     data          -u
 
-`log_likelihood` carries this rule, so that `jax.grad`, `value_and_grad`, forward mode and
-Hessians cost a pass or two and no stored tape. Cost O(n_times m q^3).
+Derivatives in the covariances are those along symmetric changes. `log_likelihood` carries this
+rule, so that `jax.grad`, `value_and_grad`, forward mode and Hessians cost a pass or two and no
+stored tape. Cost O(n_times m q^3).
 
 Reference: Koopman, Shephard 1992, doi:10.1093/biomet/79.4.823 (the exact score).
 """
@@ -88,33 +89,32 @@ def log_likelihood(
     return _log_likelihood(channels(data, signal_var, noise_var, kernel, observed))
 
 
-def log_density(innovation, gain, is_observed):
+def log_density(innovation, spread, is_observed):
     """Sum of log N(innovation; 0, spread) over the samples observed."""
-    log_spread = jnp.log(gain.spread) + np.log(2 * np.pi).astype(innovation.dtype)
-    each = innovation**2 * gain.precision + is_observed[..., None] * log_spread
-    return -jnp.sum(each) / 2
+    each = innovation**2 / spread + jnp.log(spread) + np.log(2 * np.pi).astype(spread.dtype)
+    return -jnp.sum(is_observed[..., None] * each) / 2
 
 
 @jax.custom_jvp
 def _log_likelihood(problem):
-    innovation, gain, _ = _forward(problem)
-    return log_density(innovation, gain, problem.is_observed)
+    innovation, spread, _ = _forward(problem)
+    return log_density(innovation, spread, problem.is_observed)
 
 
 @partial(_log_likelihood.defjvp, symbolic_zeros=True)
 def _log_likelihood_jvp(primals, tangents):
     (problem,), (directions,) = primals, tangents
-    innovation, gain, predicted = _forward(problem)
+    innovation, spread, predicted = _forward(problem)
     scores = _scores(problem, predicted)
     tangent = jnp.zeros_like(problem.noise_var)
     for score, direction in zip(jax.tree.leaves(scores), jax.tree.leaves(directions), strict=True):
         if not isinstance(direction, SymbolicZero):
             tangent = tangent + jnp.vdot(score, direction)
-    return log_density(innovation, gain, problem.is_observed), tangent
+    return log_density(innovation, spread, problem.is_observed), tangent
 
 
 def _forward(problem):
-    """Filter once; return innovations and gains, and what was predicted before each sample."""
+    """Filter once; return innovations, their variances, and what was predicted of each sample."""
     kernel, signal_var = problem.kernel, problem.signal_var
 
     def advance(predicted, sample):
@@ -123,7 +123,7 @@ def _forward(problem):
         innovation = data - mean[0]
         filtered_cov, gain = steps.update(cov, problem.noise_var, is_observed)
         after = steps.predict(mean + gain.gain * innovation, filtered_cov, signal_var, kernel)
-        return after, (innovation, gain, predicted)
+        return after, (innovation, gain.spread, predicted)
 
     first = steps.start(signal_var, kernel)
     samples = (problem.data, problem.is_observed)

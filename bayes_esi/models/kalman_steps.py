@@ -25,7 +25,7 @@ computed as that ratio, because the difference loses all digits in channels of h
 Cost of a step O(m q^3).
 
 References: Bryson, Frazier 1963, Proc. Optimum System Synthesis Conf., 353-364; de Jong 1989,
-doi:10.1080/01621459.1989.10478884 (the backward recursions).
+J. Am. Stat. Assoc. 84:1085 (the backward recursions).
 """
 
 from typing import NamedTuple
@@ -37,6 +37,7 @@ from ..core.types import Array, Float
 
 __all__ = [
     "Gain",
+    "complete",
     "dot",
     "matmul",
     "matvec",
@@ -76,14 +77,18 @@ def update(cov, noise_var, is_observed):
     gain : Gain
     """
     spread = cov[0, 0] + noise_var
-    precision = is_observed / spread
-    gain = cov[:, 0] * precision
-    share = (1 - is_observed) + noise_var * precision
+    gain = complete(cov[:, 0] * (is_observed / spread), spread, noise_var, is_observed)
     first_row, first_column = np.indices(cov.shape[:2]) == 0
     touches_first = np.expand_dims(first_row | first_column, tuple(range(2, cov.ndim)))
-    filtered = jnp.where(touches_first, cov * share, cov - gain[:, None] * cov[0])
-    kept = jnp.concatenate([share[None], -gain[1:]])
-    return filtered, Gain(gain, kept, precision, spread)
+    filtered = jnp.where(touches_first, cov * gain.kept[0], cov - gain.gain[:, None] * cov[0])
+    return filtered, gain
+
+
+def complete(gain, spread, noise_var, is_observed) -> Gain:
+    """Recover all of a `Gain` from what is worth storing of it: K and S."""
+    precision = is_observed / spread
+    share = (1 - is_observed) + noise_var * precision
+    return Gain(gain, jnp.concatenate([share[None], -gain[1:]]), precision, spread)
 
 
 def predict(mean, cov, signal_var, kernel):
@@ -98,9 +103,10 @@ def unpredict(adjoint, information, kernel):
     return push(turned, adjoint), push_both(turned, information)
 
 
-def smooth_variance(filtered_cov, hat_information, gain):
+def smooth_variance(column, hat_information, gain):
     """Smoothed variance of the signal, and what its lag-one covariances are made of.
 
+    `column` (q, m) is the first of the filtered covariance.
     Cov(x_{t+1}, x_t) = (I - P N^)_{t+1} M_{t+1} F P_{t|t}, from (I - P_{t+1|t} N_t) F P_{t|t}
     with N_t written out, so that channels of high signal lose no digits.
 
@@ -111,7 +117,6 @@ def smooth_variance(filtered_cov, hat_information, gain):
     to_now : (q, m)
         First row of (I - P N^) M: its product with F P_{t-1|t-1} e_1 is Cov(s_t, s_{t-1}).
     """
-    column = filtered_cov[:, 0]
     seen = matvec(hat_information, column)
     variance = column[0] - dot(column, seen)
     is_first = np.expand_dims(np.arange(len(column)) == 0, tuple(range(1, column.ndim)))

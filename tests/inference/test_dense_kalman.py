@@ -90,7 +90,7 @@ def test_channels_that_go_bad_are_left_out():
     # Whatever the bad channels hold must not matter.
     blank = np.where(is_missing, 1e3 * data, data)
     moments = dense_kalman.run(
-        whitener @ blank, whitener @ field, TRANSITION, PROCESS, INITIAL, np.array(1.0), observation
+        whitener @ blank, whitener @ field, TRANSITION, PROCESS, INITIAL, NOISE_VAR, observation
     )
     designs, seen, log_jacobian = [], [], 0.0
     for t in range(N_TIMES):
@@ -102,7 +102,7 @@ def test_channels_that_go_bad_are_left_out():
         designs.append(alone @ field[good])
         seen.append(alone @ data[good, t])
     paths = prior_paths(TRANSITION, PROCESS, INITIAL, N_TIMES)
-    check(moments, designs, seen, paths, N, 1.0)
+    check(moments, designs, seen, paths, N, NOISE_VAR)
     # The density of the good channels in their own units is the same either way. Scales of
     # 1e-6 and 1e-13 in one matrix leave singular values 1e-9 of their digits.
     np.testing.assert_allclose(change + N_TIMES * log_pdet, log_jacobian, atol=1e-7)
