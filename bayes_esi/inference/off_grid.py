@@ -35,8 +35,8 @@ from ..core.checks import check_array, check_count, check_fraction
 from ..core.struct import static, struct
 from ..models.scale_prior import KnownScale, LogUniformScale
 from ..models.static_dipoles import dipole_design, dipole_prior
-from . import off_grid_start
-from .off_grid_operator import check_operator, evaluate, grid_operator
+from . import hamiltonian, off_grid_start
+from .off_grid_operator import check_operator, grid_operator
 
 __all__ = ["Design", "Draws", "prepare", "program", "run"]
 
@@ -265,8 +265,6 @@ def run(
     ValueError
         If the start has no set of that many dipoles, or positions are of another shape.
     """
-    from numpyro.infer import MCMC, NUTS
-
     counts = {"n_warmup": n_warmup, "n_samples": n_samples, "n_chains": n_chains}
     n_warmup, n_samples, n_chains = (check_count(*item) for item in counts.items())
     target_acceptance = check_fraction("target_acceptance", target_acceptance)
@@ -281,28 +279,19 @@ def run(
     design = prepare(model, problem, n_dipoles, operator)
     chosen, state = _init(seed, design, sets, n_chains)
 
-    kernel = NUTS(
+    info = hamiltonian.run(
+        key_run,
         program,
-        target_accept_prob=target_acceptance,
-        dense_mass=True,
-        inverse_mass_matrix=_mass_blocks(state),
+        (design,),
+        state.coordinates,
+        state.variances,
+        n_warmup=n_warmup,
+        n_samples=n_samples,
+        target_acceptance=target_acceptance,
+        progress=progress,
+        description="off the grid",
     )
-    mcmc = MCMC(
-        kernel,
-        num_warmup=n_warmup,
-        num_samples=n_samples,
-        num_chains=n_chains,
-        chain_method="vectorized",
-        progress_bar=progress,
-    )
-    extra = ("num_steps", "accept_prob", "adapt_state.step_size", "energy", "diverging")
-    coordinates = state.coordinates
-    if n_chains == 1:
-        coordinates = jax.tree.map(lambda leaf: leaf[0], coordinates)
-    mcmc.run(key_run, design, init_params=coordinates, extra_fields=extra)
-    sampled = mcmc.get_samples(group_by_chain=True)
-    fields = mcmc.get_extra_fields(group_by_chain=True)
-    return _collect(design, sampled, fields, sets.pos[chosen])
+    return _collect(design, info, sets.pos[chosen])
 
 
 def _init(seed, design, sets, n_chains):
@@ -345,46 +334,40 @@ def _init(seed, design, sets, n_chains):
 
 
 def _unconstrain(support, value):
-    if support is None:
-        return value
+    return value if support is None else _bijection(support).inv(value)
+
+
+def _bijection(support):
     from numpyro.distributions import biject_to
 
-    return biject_to(support).inv(value)
+    return biject_to(support)
 
 
-def _mass_blocks(state):
-    """Inverse mass matrix of all sites together, diagonal to begin with."""
-    names = tuple(sorted(state.variances))
-    diagonal = jnp.concatenate([jnp.ravel(state.variances[name]) for name in names])
-    return {names: jnp.diag(diagonal)}
-
-
-def _collect(design, sampled, fields, start):
+def _collect(design, info, start):
     """Give the draws their units and names."""
-    pos = np.asarray(sampled["pos"], np.float64)
+    pos = np.asarray(info.coordinates["pos_mm"], np.float64) / _MM
     n_chains, n_draws, n_dipoles = pos.shape[:3]
     order = off_grid_start.matching_order(pos.reshape(-1, n_dipoles, 3), start[0])
     pos = np.take_along_axis(pos, order.reshape(n_chains, n_draws, n_dipoles, 1), axis=2)
     scales = {}
     for name in ("moment_std", "noise_std"):
-        value = sampled.get(name, getattr(design, name))
-        scales[name] = value if name in sampled else jnp.broadcast_to(
-            value, (n_chains, n_draws, *jnp.shape(value))
-        )
+        law = getattr(design, name)
+        if name in info.coordinates:
+            scales[name] = _bijection(law.support)(info.coordinates[name])
+        else:
+            scales[name] = jnp.broadcast_to(law, (n_chains, n_draws, *jnp.shape(law)))
     value = _log_likelihoods(design, jnp.asarray(pos, design.data.dtype), scales)
     return Draws(
         pos=pos,
         moment_std=np.asarray(scales["moment_std"], np.float64),
         noise_std=np.asarray(scales["noise_std"], np.float64),
         log_likelihood=np.asarray(value, np.float64),
-        diverging=np.asarray(fields["diverging"]),
+        diverging=info.diverging,
         start=start,
         operator=design.operator,
         sample_stats={
-            "n_steps": np.asarray(fields["num_steps"]),
-            "acceptance_rate": np.asarray(fields["accept_prob"]),
-            "step_size": np.asarray(fields["adapt_state.step_size"]),
-            "energy": np.asarray(fields["energy"]),
+            name: getattr(info, name)
+            for name in ("n_steps", "acceptance_rate", "step_size", "energy")
         },
     )
 
@@ -425,9 +408,7 @@ def _place_law(source_pos, log_place, dtype):
     distance = cKDTree(source_pos).query(source_pos, k=n_neighbours + 1)[0][:, 1:]
     blur = _BLUR * np.sqrt(np.mean(distance**2, axis=1, keepdims=True))
     possible = np.isfinite(log_place)
-    centres, widths = (
-        jnp.asarray(_MM * array[possible], dtype) for array in (source_pos, blur)
-    )
+    centres, widths = (jnp.asarray(_MM * array[possible], dtype) for array in (source_pos, blur))
     return dist.MixtureSameFamily(
         dist.Categorical(logits=jnp.asarray(log_place[possible], dtype)),
         dist.Normal(centres, widths).to_event(1),
