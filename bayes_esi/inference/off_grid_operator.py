@@ -8,14 +8,17 @@ The whitener lives on the range of the noise covariance. Projectors and the aver
 the rest out of both, so a lead field needs neither before it is whitened.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
 from ..forward.off_grid import interpolate, reach_of
+from ..forward.sensors import lead_field_of
 
-__all__ = ["evaluate", "grid_operator", "whitened_operator"]
+__all__ = ["check_operator", "evaluate", "grid_operator", "head_operator", "whitened_operator"]
 
 
 def whitened_operator(problem, lead_field):
@@ -27,8 +30,9 @@ def whitened_operator(problem, lead_field):
     lead_field : callable
         Positions (k, 3) in m to lead fields (n_channels, k, 3) in V, T or T/m for each A·m: those
         of `problem.ch_names`, in that order, axes as those of `problem.source_pos`. It must be
-        differentiable by JAX. Give arrays of the head model as arguments of a
-        `jax.tree_util.Partial` to have them compiled as such, and not as constants.
+        differentiable by JAX. A pytree that can be called (what `BEM.transfer` returns, or a
+        `jax.tree_util.Partial`) has its arrays compiled as arguments; a plain function has them
+        compiled in, and compiles anew whenever it is made anew.
 
     Returns
     -------
@@ -39,13 +43,6 @@ def whitened_operator(problem, lead_field):
     ValueError
         If it returns another shape, or fields that differ from those of the problem at its own
         sources by more than a third: other units, other channels or another order.
-
-    Examples
-    --------
-    With a head model and sensors of `bayes_esi.forward`, in the order of the problem::
-
-        lead_field = jax.tree_util.Partial(lead_field_of, head, sensors)
-        operator = whitened_operator(problem, lead_field)
     """
     if not callable(lead_field):
         raise ValueError(
@@ -53,7 +50,8 @@ def whitened_operator(problem, lead_field):
         )
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     whitener = np.asarray(problem.whitener * problem.moment_unit, dtype)
-    function = lead_field if isinstance(lead_field, Partial) else Partial(lead_field)
+    is_plain = jax.tree_util.all_leaves([lead_field])
+    function = Partial(lead_field) if is_plain else Partial(_call, lead_field)
     probe = problem.source_pos[np.linspace(0, problem.n_sources - 1, 4).astype(int)]
     shape = jax.eval_shape(function, jnp.asarray(probe, dtype)).shape
     if shape != (problem.n_channels, 4, 3):
@@ -64,6 +62,29 @@ def whitened_operator(problem, lead_field):
     operator = Partial(_whiten, whitener, function)
     check_operator(problem, operator)
     return operator
+
+
+def head_operator(problem, head, sensors):
+    """Operator from a head model of `bayes_esi.forward`.
+
+    Parameters
+    ----------
+    problem : Problem
+    head : Sphere, BEM, FEM or Unbounded
+    sensors : Sensors
+        With all channels of the problem, and possibly others.
+
+    Returns
+    -------
+    jax.tree_util.Partial
+
+    Raises
+    ------
+    ValueError
+        If channels are missing, or as for `whitened_operator`.
+    """
+    sensors = sensors.pick(problem.ch_names)
+    return whitened_operator(problem, functools.partial(lead_field_of, head, sensors))
 
 
 def grid_operator(problem):
@@ -117,6 +138,10 @@ def check_operator(problem, operator):
 def evaluate(operator, pos):
     """Whitened lead fields of many sets of positions: (n, k, 3) to (n, rank, k, 3)."""
     return jax.lax.map(operator, pos)
+
+
+def _call(function, pos):
+    return function(pos)
 
 
 def _whiten(whitener, function, pos):

@@ -8,8 +8,10 @@ Reference: Kuhn 1955, doi:10.1002/nav.3800020109 (the assignment algorithm).
 from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from ..core.checks import check_count
+from ..sources.adjacency import source_spacing
 
 __all__ = ["Sets", "from_positions", "from_posterior", "matching_order"]
 
@@ -17,6 +19,8 @@ __all__ = ["Sets", "from_positions", "from_posterior", "matching_order"]
 LEAST_SCALE_VARIANCE = 1e-3
 # Rounds in which the reference moves to the means of what is matched to it.
 _N_ROUNDS = 5
+# Spacings of the sources from which on a position has nothing to do with them.
+_FURTHEST = 2.0
 
 
 class Sets(NamedTuple):
@@ -76,8 +80,21 @@ def from_posterior(posterior, n_dipoles=None):
 
 
 def from_positions(pos, problem):
-    """Positions (n_dipoles, 3) or (n_sets, n_dipoles, 3) in m, equally probable."""
+    """Positions (n_dipoles, 3) or (n_sets, n_dipoles, 3) in m, equally probable.
+
+    Raises
+    ------
+    ValueError
+        If some are further than two spacings from the sources, where the prior is nil.
+    """
     pos = np.asarray(pos, np.float64)
+    furthest = cKDTree(problem.source_pos).query(pos.reshape(-1, 3))[0].max()
+    spacing = source_spacing(problem.source_pos)
+    if furthest > _FURTHEST * spacing:
+        raise ValueError(
+            f"start has positions up to {1e3 * furthest:.3g} mm from the sources, which are "
+            f"{1e3 * spacing:.3g} mm apart; give them in m and in the frame of the sources."
+        )
     pos = pos[None] if pos.ndim == 2 else pos
     pos = np.take_along_axis(pos, matching_order(pos, pos[0])[..., None], axis=1)
     variance = np.full(pos.shape[:2], np.median(problem.cell_variance))

@@ -81,17 +81,19 @@ class OffGridPosterior:
             return Status.NOT_FINITE
         if draws.diverging.mean() > _MAX_DIVERGING:
             return Status.RUNS_DISAGREE
-        is_single = len(draws.pos) == 1
-        return Status.OK if is_single or self.r_hat <= _MAX_R_HAT else Status.RUNS_DISAGREE
+        return Status.OK if self.r_hat <= _MAX_R_HAT else Status.RUNS_DISAGREE
 
     @functools.cached_property
     def r_hat(self):
-        """Largest R-hat of positions and scales across chains; NaN for a single chain."""
+        """Largest R-hat of positions and scales across chains, or halves of a single one."""
         import arviz as az
 
+        unknown = {name: values for name, values in self._parameters.items() if np.ptp(values) > 0}
         if len(self.draws.pos) == 1:
-            return float("nan")
-        unknown = {name: values for name, values in self._parameters.items() if values.std() > 0}
+            unknown = {
+                name: np.stack(np.array_split(v[0][: v.size // 2 * 2], 2))
+                for name, v in unknown.items()
+            }
         table = az.rhat(_tree(unknown))
         return float(max(float(table[name]) for name in unknown))
 
