@@ -188,9 +188,9 @@ def test_the_prior_of_places_is_flat_inside_and_integrates_to_one(problem):
     uniform = -np.log(problem.n_sources * (1e3 * STEP) ** 3)
     # 0.16 % along each of three axes.
     np.testing.assert_allclose(law.log_prob(1e3 * inside), uniform, atol=6e-3)
-    box = rng.uniform([-0.1, -0.1, -0.03], [0.1, 0.1, 0.1], (40_000, 3))
+    box = rng.uniform([-0.1, -0.1, -0.03], [0.1, 0.1, 0.1], (20_000, 3))
     mass = np.mean(np.exp(law.log_prob(1e3 * box))) * 200 * 200 * 130
-    assert abs(mass - 1) < 0.05  # 1 % by Monte Carlo
+    assert abs(mass - 1) < 0.05  # 1.3 % by Monte Carlo
     weights = np.zeros(problem.n_sources)
     weights[[3, 200]] = 1, 3
     law = off_grid.prepare(dataclasses.replace(model, location_prior=weights), problem, 1).places
@@ -243,7 +243,7 @@ def test_two_subjects_share_a_scale(operator):
 
 
 def _ratio(problem, operator):
-    """Problems of other noise levels differ by a factor of whitener and unit, all channels alike."""
+    """Problems of other noise levels differ by one factor, of whitener and unit."""
     return (problem.whitener[0, 0] * problem.moment_unit) / operator.args[0][0, 0]
 
 
@@ -311,9 +311,7 @@ def test_bad_arguments_are_refused(problem, operator):
         run(n_dipoles=3)
     with pytest.raises(ValueError, match="start has 3 NaN"):
         run(start=np.full((1, 3), np.nan))
-    with pytest.raises(
-        ValueError, match="mm from the sources, which are 10 mm apart; give them in m"
-    ):
+    with pytest.raises(ValueError, match="mm from the sources, which are 10 mm apart"):
         run(start=1e3 * TRUTH)
     with pytest.raises(ValueError, match="operator must be a function"):
         run(operator=problem.lead_field)
