@@ -100,12 +100,12 @@ def test_status_says_what_is_wrong(posterior):
     assert status(pos=stuck) is be.Status.RUNS_DISAGREE
     # Halves of a single chain; scales that are known do not vary.
     single = {
-        field: getattr(draws, field)[:1]
-        for field in ("pos", "moment_std", "noise_std", "log_likelihood", "diverging", "start")
+        field: getattr(draws, field).reshape(1, -1, *getattr(draws, field).shape[2:])
+        for field in ("pos", "moment_std", "noise_std", "log_likelihood", "diverging")
     }
     single["moment_std"] = np.full_like(single["moment_std"], 1e-8)
     assert status(**single) is be.Status.OK
-    drift = single["pos"] + 1e-3 * np.linspace(-1, 1, N_DRAWS)[None, :, None, None]
+    drift = single["pos"] + 1e-3 * np.linspace(-1, 1, N_CHAINS * N_DRAWS)[None, :, None, None]
     assert status(**(single | {"pos": drift})) is be.Status.RUNS_DISAGREE
 
 
