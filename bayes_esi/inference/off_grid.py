@@ -136,7 +136,7 @@ def run(
         progress=progress,
         description="off the grid",
     )
-    return _collect(design, info, sets.pos[chosen])
+    return _collect(design, info, sets.pos[chosen], problem.log_jacobian)
 
 
 def _init(seed, design, sets, n_chains):
@@ -178,7 +178,7 @@ def _bijection(support):
     return biject_to(support)
 
 
-def _collect(design, info, start):
+def _collect(design, info, start, log_jacobian):
     """Give the draws their units and names."""
     pos = np.asarray(info.coordinates["pos_mm"], np.float64) / MM
     n_chains, n_draws, n_dipoles = pos.shape[:3]
@@ -196,7 +196,7 @@ def _collect(design, info, start):
         pos=pos,
         moment_std=np.asarray(scales["moment_std"], np.float64),
         noise_std=np.asarray(scales["noise_std"], np.float64),
-        log_likelihood=np.asarray(value, np.float64),
+        log_likelihood=np.asarray(value, np.float64) + log_jacobian,
         diverging=info.diverging,
         start=start,
         operator=design.operator,

@@ -59,8 +59,6 @@ class Design:
     noise_std : (n_groups,) array or numpyro.distributions.Distribution over such
     moment_unit : scalar
         In A·m.
-    log_jacobian : scalar
-        In nats.
     n_dipoles : int
     """
 
@@ -71,7 +69,6 @@ class Design:
     moment_std: object
     noise_std: object
     moment_unit: jax.Array
-    log_jacobian: jax.Array
     n_dipoles: int = static()
 
 
@@ -124,7 +121,6 @@ def prepare(model, problem, n_dipoles, operator=None):
         moment_std=moment_std,
         noise_std=noise_std,
         moment_unit=jnp.asarray(problem.moment_unit, dtype),
-        log_jacobian=jnp.asarray(problem.log_jacobian, dtype),
         n_dipoles=n_dipoles,
     )
 
@@ -133,7 +129,8 @@ def program(design, *, moment_std=None, noise_std=None, observed=True):
     """NumPyro program of the dipoles of a `Design`.
 
     Sites: `pos_mm` (n_dipoles, 3) and, if unknown, `moment_std` in A·m and `noise_std` (n_groups,);
-    deterministic `pos` in m; and `data`, observed.
+    deterministic `pos` in m; and `data`, observed, whitened. For densities in the units of the
+    recording add `numpyro.factor("log_jacobian", problem.log_jacobian)`.
 
     Parameters
     ----------
@@ -168,7 +165,11 @@ def program(design, *, moment_std=None, noise_std=None, observed=True):
 
 
 def data_law(design, pos, moment_std, noise_std):
-    """Law of the whitened data given positions (k, 3) in m and scales; a `DipoleData`."""
+    """Law of the whitened data given positions (k, 3) in m and scales; a `DipoleData`.
+
+    Without the Jacobian of whitening: a constant of thousands of nats would take the digits of
+    the energy in single precision, and a sampler has no use for it.
+    """
     from ..distributions import DipoleData
 
     return DipoleData(
@@ -177,7 +178,6 @@ def data_law(design, pos, moment_std, noise_std):
         noise_std,
         design.noise_group,
         design.data.shape[1],
-        design.log_jacobian,
     )
 
 
