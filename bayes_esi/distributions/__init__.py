@@ -1,6 +1,6 @@
 """Floor 3: the marginal likelihoods as NumPyro distributions.
 
-Importing this folder imports NumPyro; `import bayes_esi` does neither.
+Importing this folder imports NumPyro, which `import bayes_esi` alone does not.
 """
 
 from .dipoles import DipoleData
