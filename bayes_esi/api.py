@@ -260,6 +260,18 @@ def _plot_sources(posterior, kind, **kwargs):
     return getattr(sources, f"plot_{kind}")(posterior, **kwargs)
 
 
+def _moving_to_mne(posterior):
+    from .io.mne import dipoles_to_mne
+
+    return dipoles_to_mne(posterior.problem, posterior.dipoles())
+
+
+def _dipole_program(model, problem, n_dipoles, operator):
+    from .inference.off_grid import numpyro_program
+
+    return numpyro_program(model, problem, n_dipoles, operator)
+
+
 def _program(model, problem):
     from .distributions.programs import source_program
 
@@ -312,6 +324,8 @@ def _source_space(head, order):
 for class_name, verbs in {
     "DipolePosterior": {"save": _save, "to_mne": _dipoles_to_mne, "plot": _plot_dipoles},
     "SourcePosterior": {"save": _save, "to_mne": _sources_to_mne, "plot": _plot_sources},
+    "OffGridPosterior": {"to_mne": _moving_to_mne},
+    "StaticDipoles": {"numpyro": _dipole_program},
     "GaussianSources": {"numpyro": _program},
     "AutoregressiveSources": {"numpyro": _program},
     "Sphere": {"lead_field": _lead_field},

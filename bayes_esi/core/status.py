@@ -35,8 +35,13 @@ class Status(enum.Enum):
         "give the scale",
     )
     CHAINS_DISAGREE = (
-        "chains of the sampler disagree (R-hat above 1.01) or diverge",
-        "raise n_warmup and n_samples; do not interpret this posterior",
+        "chains of the sampler disagree (R-hat above 1.01)",
+        "raise n_warmup and n_samples, or start from a posterior of one mode; do not interpret "
+        "this posterior",
+    )
+    DIVERGENCES = (
+        "trajectories of the sampler left the posterior where it is too curved for their step",
+        "raise target_acceptance where the method has it, or give more of the model as known",
     )
     NOT_CONVERGED = (
         "the iteration did not reach its tolerance within max_steps",

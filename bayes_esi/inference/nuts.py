@@ -1,22 +1,27 @@
 """Hyper-parameters of Gaussian source models by the No-U-Turn sampler of NumPyro.
 
-Sources are integrated out, so that the sampler moves in a handful of dimensions, and starts at the
-largest evidence. Scales move as logarithms.
-
-Reference: Hoffman, Gelman 2014, jmlr.org/papers/v15/hoffman14a.html.
+Sources are integrated out, so that the sampler moves in a handful of dimensions. Chains start at
+draws around the largest evidence, with its curvature as their first mass matrix; see `hamiltonian`
+for the chains themselves.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..core.status import Status
+from . import hamiltonian
+from .evidence import SCALES
 
-__all__ = ["Draws", "gelman_rubin", "program", "run"]
+__all__ = ["Draws", "program", "run", "split_r_hat"]
 
-MOST_R_HAT = 1.01
+MOST_R_HAT = 1.01  # Vehtari et al. 2021, doi:10.1214/20-BA1221
 MOST_DIVERGENT = 0.01
+_TARGET_ACCEPTANCE = 0.9
+# A share or coefficient at the end of its range has no coordinate: start a little inside.
+_MARGIN = 1e-3
 
 
 class Draws(NamedTuple):
@@ -27,21 +32,25 @@ class Draws(NamedTuple):
     status: Status
 
 
-def program(likelihood, hyper):
-    """Write the hyper-parameters' posterior as a NumPyro program without arguments."""
+def program(likelihood, known, laws):
+    """NumPyro program of the hyper-parameters, the sources integrated out.
+
+    Parameters
+    ----------
+    likelihood : SourceLikelihood
+    known : dict of str to array
+    laws : dict of str to numpyro distribution
+        Of the unknown.
+    """
     import numpyro
 
-    def hierarchy():
-        theta = dict(hyper.known)
-        for name, law in hyper.unknown.items():
-            theta[name] = numpyro.sample(name, law.to_event(len(law.batch_shape)))
-        theta = {k: jnp.asarray(v, likelihood.data.dtype) for k, v in theta.items()}
-        numpyro.factor("data", likelihood.log_density(theta))
-
-    return hierarchy
+    theta = {
+        name: numpyro.sample(name, law.to_event(len(law.batch_shape))) for name, law in laws.items()
+    }
+    numpyro.factor("data", likelihood.log_density(known | theta))
 
 
-def run(key, likelihood, hyper, start, *, n_chains, n_warmup, n_samples, progress):
+def run(key, likelihood, hyper, optimum, *, n_chains, n_warmup, n_samples, progress):
     """Draw the hyper-parameters.
 
     Parameters
@@ -49,8 +58,8 @@ def run(key, likelihood, hyper, start, *, n_chains, n_warmup, n_samples, progres
     key : PRNG key
     likelihood : SourceLikelihood
     hyper : Hyper
-    start : dict
-        Values where the chains start.
+    optimum : Optimum
+        Where to start.
     n_chains, n_warmup, n_samples : int
     progress : bool
 
@@ -58,39 +67,72 @@ def run(key, likelihood, hyper, start, *, n_chains, n_warmup, n_samples, progres
     -------
     Draws
     """
-    from numpyro.infer import MCMC, NUTS, init_to_value
+    from numpyro.distributions import biject_to
 
-    values = {name: jnp.asarray(start[name]) for name in hyper.unknown}
-    kernel = NUTS(program(likelihood, hyper), init_strategy=init_to_value(values=values))
-    mcmc = MCMC(
-        kernel,
-        num_warmup=n_warmup,
-        num_samples=n_samples,
-        num_chains=n_chains,
-        chain_method="vectorized",
-        progress_bar=progress,
+    dtype = likelihood.data.dtype
+    laws = {name: hyper.unknown[name] for name in sorted(hyper.unknown)}
+    known = {name: jnp.asarray(v, dtype) for name, v in hyper.known.items()}
+    transforms = {name: biject_to(law.support) for name, law in laws.items()}
+    key_start, key_run = jax.random.split(key)
+    coordinates, variances = {}, {}
+    for i, name in enumerate(laws):
+        centre, std = _coordinates(name, laws[name], transforms[name], optimum)
+        shape = (n_chains, *centre.shape)
+        noise = jax.random.normal(jax.random.fold_in(key_start, i), shape, dtype)
+        coordinates[name] = jnp.asarray(centre, dtype) + jnp.asarray(std, dtype) * noise
+        variances[name] = jnp.asarray(std**2, dtype)
+    info = hamiltonian.run(
+        key_run,
+        program,
+        (likelihood, known, laws),
+        coordinates,
+        variances,
+        n_warmup=n_warmup,
+        n_samples=n_samples,
+        target_acceptance=_TARGET_ACCEPTANCE,
+        progress=progress,
+        description="nuts",
     )
-    mcmc.run(key, extra_fields=("diverging", "potential_energy", "num_steps"))
-    draws = {k: np.asarray(v, np.float64) for k, v in mcmc.get_samples(True).items()}
-    fields = {k: np.asarray(v) for k, v in mcmc.get_extra_fields(True).items()}
-    stats = {
-        "diverging": fields["diverging"],
-        "lp": -fields["potential_energy"],
-        "n_steps": fields["num_steps"],
+    draws = {
+        name: np.asarray(transforms[name](values), np.float64)
+        for name, values in info.coordinates.items()
     }
-    worst = max(float(np.max(gelman_rubin(v))) for v in draws.values()) if n_chains > 1 else 1.0
-    status = Status.OK
-    if not all(np.all(np.isfinite(v)) for v in draws.values()):
-        status = Status.NOT_FINITE
-    elif worst > MOST_R_HAT or stats["diverging"].mean() > MOST_DIVERGENT:
-        status = Status.CHAINS_DISAGREE
-    return Draws(draws, stats, status)
+    stats = {
+        "diverging": info.diverging,
+        "n_steps": info.n_steps,
+        "acceptance_rate": info.acceptance_rate,
+        "energy": info.energy,
+    }
+    return Draws(draws, stats, _verdict(draws, info.diverging))
 
 
-def gelman_rubin(draws):
+def split_r_hat(draws):
     """Split R-hat of (n_chains, n_samples, ...) draws."""
     n = draws.shape[1] // 2
     halves = np.concatenate([draws[:, :n], draws[:, n : 2 * n]])
     within = halves.var(axis=1, ddof=1).mean(axis=0)
     between = n * halves.mean(axis=1).var(axis=0, ddof=1)
     return np.sqrt(((n - 1) / n * within + between / n) / within)
+
+
+def _coordinates(name, law, transform, optimum):
+    """Optimum and deviation of an unknown in coordinates without constraints."""
+    value, std = np.asarray(optimum.hyper[name]), np.asarray(optimum.std[name])
+    ends = [value * np.exp(s * std) if name in SCALES else value + s * std for s in (-0.5, 0, 0.5)]
+    low, high = (
+        np.asarray(getattr(law.support, end, default), np.float64)
+        for end, default in (("lower_bound", -np.inf), ("upper_bound", np.inf))
+    )
+    width = np.where(np.isfinite(high - low), high - low, 0.0)
+    inside = [np.clip(end, low + _MARGIN * width, high - _MARGIN * width) for end in ends]
+    below, centre, above = (np.asarray(transform.inv(end), np.float64) for end in inside)
+    return centre, np.maximum(above - below, 1e-6)
+
+
+def _verdict(draws, diverging):
+    if not all(np.all(np.isfinite(values)) for values in draws.values()):
+        return Status.NOT_FINITE
+    worst = max(float(np.max(split_r_hat(values))) for values in draws.values())
+    if worst > MOST_R_HAT:
+        return Status.CHAINS_DISAGREE
+    return Status.DIVERGENCES if np.mean(diverging) > MOST_DIVERGENT else Status.OK

@@ -27,8 +27,9 @@ from scipy.spatial import cKDTree
 
 from ..core.checks import check_count
 from ..core.struct import static, struct
+from ..models.orientation import orient
 from ..models.scale_prior import KnownScale, LogUniformScale
-from ..models.static_dipoles import dipole_design, dipole_prior
+from ..models.static_dipoles import dipole_prior
 from .off_grid_operator import check_operator, grid_operator
 
 __all__ = ["MM", "Design", "data_law", "numpyro_program", "prepare", "program"]
@@ -111,7 +112,7 @@ def prepare(model, problem, n_dipoles, operator=None):
     else:
         check_operator(problem, operator)
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
-    prior = dipole_prior(model, problem, dipole_design(model, problem), dtype)
+    prior = dipole_prior(model, problem, orient(problem, model.loose), dtype)
     moment_std, noise_std = _scale_laws(prior.scales, problem.moment_unit)
     return Design(
         data=jnp.asarray(problem.data, dtype),

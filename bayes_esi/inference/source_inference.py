@@ -228,7 +228,7 @@ def _mix(key, model, problem, prior, hyper, likelihood, options, progress):
         key_draw,
         likelihood,
         hyper,
-        optimum.hyper,
+        optimum,
         n_chains=options["n_chains"],
         n_warmup=options["n_warmup"],
         n_samples=options["n_samples"],

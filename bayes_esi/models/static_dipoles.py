@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import gammaln, logsumexp
 
+from ..core import ports
 from ..core.checks import check_array, check_count, check_positive
 from ..core.struct import struct
 from ..core.types import Array, Float
@@ -84,6 +85,24 @@ class StaticDipoles:
         check_scale("moment_std", self.moment_std)
         check_scale("noise_std", self.noise_std)
         check_loose(self.loose)
+
+    def numpyro(self, problem, n_dipoles=1, operator=None):
+        """Write the model with a given number of dipoles off the grid as a NumPyro program.
+
+        Parameters
+        ----------
+        problem : Problem
+        n_dipoles : int
+        operator : callable, optional
+            Whitened lead fields of positions; see `bayes_esi.inference.off_grid_operator`. By
+            default the grid's lead field, interpolated.
+
+        Returns
+        -------
+        callable
+            Of no arguments; samples positions and scales and observes the whitened data.
+        """
+        return ports.perform(self, "numpyro", problem, n_dipoles, operator)
 
 
 @struct

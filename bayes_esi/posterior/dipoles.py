@@ -182,6 +182,32 @@ class DipolePosterior:
         inside = self.problem.mask(region)[self._places] & self._active
         return float(np.sum(self._weights[inside.any(axis=1)]))
 
+    def off_grid(self, key, n_dipoles=None, operator=None, **options):
+        """Let a given number of dipoles move off the grid, by NUTS started here.
+
+        Parameters
+        ----------
+        key : PRNG key
+        n_dipoles : int, optional
+            By default the most probable number.
+        operator : callable, optional
+            Whitened lead fields of positions, such as
+            `bayes_esi.inference.off_grid_operator.head_operator`; by default the grid's lead field,
+            interpolated.
+        **options
+            `n_warmup`, `n_samples`, `n_chains`, `target_acceptance`, `progress`.
+
+        Returns
+        -------
+        OffGridPosterior
+            With a `status` of its own.
+        """
+        from .off_grid import OffGridPosterior
+
+        n_dipoles = int(np.argmax(self.n_dipoles_pmf)) if n_dipoles is None else n_dipoles
+        options = {"n_dipoles": n_dipoles, **options}
+        return OffGridPosterior.sample(key, self.model, self.problem, self, operator, **options)
+
     # ---------------------------------------------------------------- reports
 
     def summary(self):

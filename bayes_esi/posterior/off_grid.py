@@ -5,12 +5,14 @@ import functools
 
 import numpy as np
 
+from ..core import ports
 from ..core.checks import check_count
 from ..core.status import Status
 from ..inference import off_grid
 from ..inference.off_grid_operator import evaluate
+from ..models.orientation import OrientedField
 from ..models.problem import Problem
-from ..models.static_dipoles import DipoleDesign, StaticDipoles
+from ..models.static_dipoles import StaticDipoles
 from .moments import conditional_moments
 
 __all__ = ["OffGridDipole", "OffGridPosterior"]
@@ -30,6 +32,8 @@ class OffGridDipole:
 
     Attributes
     ----------
+    probability : float
+        One: their number is given.
     pos : (3,)
         Posterior mean position, in m.
     pos_cov : (3, 3)
@@ -45,6 +49,7 @@ class OffGridDipole:
     moment_mean: np.ndarray
     moment_std: np.ndarray
     explained_power: float
+    probability: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,8 +85,8 @@ class OffGridPosterior:
         if not np.all(np.isfinite(draws.log_likelihood)):
             return Status.NOT_FINITE
         if draws.diverging.mean() > _MAX_DIVERGING:
-            return Status.RUNS_DISAGREE
-        return Status.OK if self.r_hat <= _MAX_R_HAT else Status.RUNS_DISAGREE
+            return Status.DIVERGENCES
+        return Status.OK if self.r_hat <= _MAX_R_HAT else Status.CHAINS_DISAGREE
 
     @functools.cached_property
     def r_hat(self):
@@ -241,13 +246,17 @@ class OffGridPosterior:
             }
         )
 
+    def to_mne(self):
+        """Give the dipoles as MNE objects: list of mne.Dipole."""
+        return ports.perform(self, "to_mne")
+
     def moments_of(self, draws):
         """Conditional moments of some pooled draws (see `ConditionalMoments`)."""
         pos = self._pooled(self.draws.pos)[draws]
         fields = np.asarray(evaluate(self.draws.operator, pos))  # (n, rank, k, 3)
         n_draws, rank, n_dipoles, _ = fields.shape
         # The dipoles of all draws as places of a grid of their own.
-        design = DipoleDesign(
+        design = OrientedField(
             np.moveaxis(fields, 0, 1).reshape(rank, -1, 3),
             np.broadcast_to(np.eye(3), (n_draws * n_dipoles, 3, 3)),
         )

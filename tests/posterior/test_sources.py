@@ -183,7 +183,7 @@ def test_what_was_drawn_comes_back_and_speaks_arviz(tmp_path):
     tree = again.to_datatree(7)
     assert tree["posterior"]["source_std"].shape == (2, 50)
     assert tree["courses"]["moment"].shape[:2] == (1, 7)
-    assert {"diverging", "lp"} <= set(tree["sample_stats"].data_vars)
+    assert {"diverging", "energy"} <= set(tree["sample_stats"].data_vars)
     assert "source_std" in again.diagnostics().index
     with pytest.raises(ValueError, match="one set of scales"):
         again.statistic("dSPM")
