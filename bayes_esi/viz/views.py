@@ -23,7 +23,7 @@ def take_views(axes, n_rows=1):
     return taken.reshape(n_rows, 3)
 
 
-def draw_views(axes, problem, values, norm, label, cmap="Reds"):
+def draw_views(axes, problem, values, norm, label, cmap="Reds", views=VIEWS):
     """Draw a value at each source as a disc, with the grid and the sensors below.
 
     Where sources hide each other the one of largest magnitude is on top. All views have one
@@ -31,14 +31,17 @@ def draw_views(axes, problem, values, norm, label, cmap="Reds"):
 
     Parameters
     ----------
-    axes : three Axes
+    axes : sequence of Axes
+        One for each view.
     problem : Problem
         Positions in head coordinates, in m.
     values : (n_sources,) array
     norm : matplotlib.colors.Normalize
     label : str
-        Of the colour bar, with the unit.
+        Of the colour bar, with the unit; "" for no bar.
     cmap : str
+    views : dict
+        Some of `VIEWS`.
     """
     pos = 1e3 * problem.source_pos
     diameter = np.clip(1e3 * source_spacing(problem.source_pos), 2.0, 10.0)
@@ -48,7 +51,7 @@ def draw_views(axes, problem, values, norm, label, cmap="Reds"):
     shown = shown[np.argsort(size[shown])]
     low, high = pos.min(axis=0), pos.max(axis=0)
     centre, half = (low + high) / 2, np.max(high - low) / 2 + _MARGIN
-    for ax, (view, plane) in zip(axes, VIEWS.items(), strict=True):
+    for ax, (view, plane) in zip(axes, views.items(), strict=True):
         plane = list(plane)
         _draw_sensors(ax, problem, plane)
         ax.scatter(*pos[:, plane].T, s=dot, color="0.87", linewidths=0)
@@ -71,8 +74,9 @@ def draw_views(axes, problem, values, norm, label, cmap="Reds"):
             limits = (centre[axis] - half, centre[axis] + half)
             ax.set(**{f"{name}lim": limits, f"{name}label": _AXIS_LABELS[axis]})
         ax.set_title(view)
-    bar = axes[-1].figure.colorbar(discs, ax=list(axes), shrink=0.7, pad=0.01)
-    bar.set_label(label)
+    if label:
+        bar = axes[-1].figure.colorbar(discs, ax=list(axes), shrink=0.7, pad=0.01)
+        bar.set_label(label)
 
 
 def write_number(ax, number, centre, away, colour):
