@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.colors import Normalize
 
-from .common import COLOURS, take_axes, write_key
+from .common import COLOURS, take_axes
 from .source_courses import chosen_sources
 from .views import VIEWS, draw_views
 
@@ -63,12 +63,12 @@ def plot_resolution(posterior, *, axes=None, sources=None, course="sustained"):
     curves[0].set(
         xlabel="distance from the source (mm)", ylabel="point spread / its peak", ylim=(0, 1.05)
     )
-    metrics = resolution.metrics("psf")
+    metrics = resolution.metrics()
     for ax, (column, label) in zip(curves[1:], _METRICS.items(), strict=True):
         _draw_by_depth(ax, depth, metrics[column].to_numpy())
         ax.set(xlabel=depth_label, ylabel=label)
         ax.set_ylim(bottom=0)
-    write_key(curves[1], "line: median; bands: 50 % and 95 % of sources")
+    curves[1].set_title("median, 50 % and 95 % of sources", fontsize="medium")
     return axes
 
 
@@ -96,6 +96,8 @@ def _magnitude(spread):
 
 
 def _draw_by_depth(ax, depth, values):
+    is_seen = np.isfinite(values)
+    depth, values = depth[is_seen], values[is_seen]
     ax.plot(depth, values, ".", ms=2, color="0.75", zorder=0)
     edges = np.quantile(depth, np.linspace(0, 1, min(_N_BINS, max(len(depth) // 10, 1)) + 1))
     member = np.clip(np.searchsorted(edges, depth, side="right") - 1, 0, len(edges) - 2)

@@ -80,7 +80,7 @@ def _facts(posterior):
     error = posterior.log_evidence_std
     run = [
         f"{type(posterior.model).__name__}, {posterior.method}",
-        f"{problem.n_sources} sources, {problem.n_times} samples",
+        f"{problem.n_sources} sources, {problem.n_times} sample{'s' * (problem.n_times > 1)}",
         f"status {posterior.status.name}",
         f"log evidence {posterior.log_evidence:.1f}"
         + (f" ± {error:.1f} nats" if np.isfinite(error) else " nats"),
