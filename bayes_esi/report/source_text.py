@@ -37,7 +37,7 @@ def facts(posterior):
     lines = [f"Sources   std {_told(posterior, 'source_std', 1e9, is_relative=True)[0]} nA·m"]
     levels = _told(posterior, "noise_std", is_relative=True)
     lines += [
-        f"Noise     {level} times the given level ({name})"
+        f"Noise     level {level} relative to noise_cov ({name})"
         for level, name in zip(levels, problem.group_names, strict=True)
     ]
     for name, label in _SHARES.items():

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.interpolate import CubicSpline
 
 from ..models.source_hyper import Hyper
 from ..models.source_likelihood import source_likelihood
@@ -13,6 +14,7 @@ __all__ = ["evidence_curve", "plot_regularisation"]
 _MNE = 1 / 9  # SNR = 3, the default of MNE's scripts
 _DECADES = 3.0  # shown to each side of the choice
 _N_POINTS = 121
+_N_FINE = 20_001
 _LABELS = {"gcv": "generalised cross-validation", "l_curve": "curvature of the L-curve"}
 
 
@@ -106,15 +108,17 @@ def _range(chosen):
     """Points around a choice that hold it and MNE's default."""
     low, high = (np.log10(f(chosen, _MNE)) for f in (min, max))
     points = np.linspace(min(low - 1, np.log10(chosen) - _DECADES), high + _DECADES, _N_POINTS)
-    return np.sort(np.concatenate([10**points, [chosen, _MNE]]))
+    return np.unique(np.concatenate([10**points, [chosen, _MNE]]))
 
 
 def _interval(lambda2, log_evidence, level=0.95):
-    x = np.log(lambda2)
-    mass = np.exp(log_evidence - log_evidence.max())
-    share = np.concatenate([[0], np.cumsum(0.5 * (mass[1:] + mass[:-1]) * np.diff(x))])
-    ends = np.interp([0.5 - level / 2, 0.5 + level / 2], share / share[-1], x)
-    return np.exp(ends)
+    """Range of lambda2 that holds a share of the probability, its logarithm being uniform."""
+    # The log evidence is smooth on the scale of its points, its exponential need not be.
+    smooth = CubicSpline(np.log(lambda2), log_evidence)
+    x = np.linspace(np.log(lambda2[0]), np.log(lambda2[-1]), _N_FINE)
+    mass = np.exp(smooth(x) - log_evidence.max())
+    share = np.cumsum(mass) / mass.sum()
+    return np.exp(np.interp([0.5 - level / 2, 0.5 + level / 2], share, x))
 
 
 def _choice(posterior):

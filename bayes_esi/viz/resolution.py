@@ -53,9 +53,10 @@ def plot_resolution(posterior, *, axes=None, sources=None, course="sustained"):
         is_last = number == len(sources) - 1
         label = "point spread / its peak" if is_last else ""
         draw_views([ax], problem, spread, Normalize(0.0, 1.0), label, views=_TOP)
-        place = 1e3 * problem.source_pos[source]
-        ax.plot(*place[:2], "x", ms=9, mew=2, color=colour)
-        ax.set_title(f"source at {depth[source]:.0f} mm, axial", fontsize="medium", color=colour)
+        x, y, z = 1e3 * problem.source_pos[source]
+        ax.plot(x, y, "x", ms=9, mew=2, color=colour)
+        title = f"source {source}, ({x:.0f}, {y:.0f}, {z:.0f}) mm, from the top"
+        ax.set_title(title, fontsize="medium", color=colour)
         distance = 1e3 * np.linalg.norm(problem.source_pos - problem.source_pos[source], axis=1)
         curves[0].plot(distance, spread, ".", ms=2.5, color=colour, alpha=0.6)
     for ax in maps[len(sources) :]:
