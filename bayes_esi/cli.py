@@ -4,10 +4,11 @@ Exit code 0 means that the result can be trusted; 2, with one line that says why
 or that there is none.
 """
 
-import argparse
 import os
 import sys
 import warnings
+
+from .cli_parser import build_parser, method_options, model_of
 
 __all__ = ["main"]
 
@@ -17,7 +18,7 @@ def main(arguments=None):
     # One thread: on small matrices the threads of OpenBLAS cost more than they give.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("MPLBACKEND", "Agg")
-    options = _parser().parse_args(arguments)
+    options = build_parser(_VERBS).parse_args(arguments)
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -55,7 +56,7 @@ def _demo(options):
         key=jax.random.key(options.seed),
         progress=not options.quiet,
         throw=False,
-        **_sampling(options),
+        **method_options(options),
     )
     code = _deliver(posterior, options.out, heading=_against(truth, posterior))
     return code
@@ -64,20 +65,15 @@ def _demo(options):
 def _localize(options):
     import jax
 
-    from . import StaticDipoles, from_mne, infer
+    from . import from_mne, infer
     from .io.mne import read_problem_files
 
+    model = model_of(options)
     evoked, forward, noise_cov = read_problem_files(
         options.evoked, options.forward, options.noise_cov, condition=options.condition
     )
     if options.baseline is not None:
         evoked.apply_baseline(tuple(options.baseline), verbose="ERROR")
-    model = StaticDipoles(
-        n_dipoles=options.n_dipoles,
-        max_dipoles=options.max_dipoles,
-        moment_std=options.moment_std,
-        noise_std=options.noise_std,
-    )
     problem = from_mne(evoked, forward, noise_cov, tmin=options.tmin, tmax=options.tmax)
     posterior = infer(
         model,
@@ -86,7 +82,7 @@ def _localize(options):
         method=options.method,
         progress=not options.quiet,
         throw=False,
-        **_sampling(options),
+        **method_options(options),
     )
     return _deliver(posterior, options.out)
 
@@ -160,87 +156,4 @@ def _against(truth, posterior):
     return "\n".join(lines) + "\n\n"
 
 
-def _sampling(options):
-    given = {"n_particles": options.particles, "n_runs": options.runs}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with a command, as for any other bad input."""
-
-    def error(self, message):
-        self.exit(2, f"bayes-esi: {message}; see {self.prog} --help\n")
-
-
-def _parser():
-    parser = _Parser(
-        prog="bayes-esi",
-        description="From MEG/EEG recordings to a posterior over brain sources.",
-        epilog="Not a medical device: for research only.",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    demo = commands.add_parser("demo", help="the main job on an embedded, simulated recording")
-    demo.set_defaults(run=_demo)
-    demo.add_argument("--out", default="bayes_esi_demo", help="folder to write (%(default)s)")
-    _add_shared(demo, tmin=0.05, tmax=0.2)
-
-    localize = commands.add_parser("localize", help="dipoles of an evoked response")
-    localize.set_defaults(run=_localize)
-    localize.add_argument("evoked", metavar="EVOKED.fif")
-    localize.add_argument("--forward", required=True, metavar="FWD.fif")
-    localize.add_argument("--noise-cov", required=True, metavar="COV.fif")
-    localize.add_argument("--condition", help="name or number of the response in the file")
-    localize.add_argument(
-        "--baseline", nargs=2, type=float, metavar=("FROM", "TO"), help="subtract its mean; s"
-    )
-    localize.add_argument("--model", choices=["static-dipoles"], default="static-dipoles")
-    localize.add_argument("--method", help="default: the first that `bayes-esi info` lists")
-    localize.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    localize.add_argument("--n-dipoles", type=float, default=0.25, help="Poisson rate")
-    localize.add_argument("--max-dipoles", type=int, default=10)
-    localize.add_argument("--moment-std", type=float, help="A·m; default: inferred")
-    localize.add_argument("--noise-std", type=float, help="relative; default: inferred")
-    _add_shared(localize, tmin=None, tmax=None)
-
-    forward = commands.add_parser(
-        "forward",
-        help="lead field of a recording's sensors",
-        description="Lead field of a recording's sensors, from the surfaces of a head (--bem) or, "
-        "without them, from the average head.",
-    )
-    forward.set_defaults(run=_forward)
-    forward.add_argument("recording", metavar="RECORDING.fif", help="raw, epochs or evoked")
-    forward.add_argument("--bem", metavar="BEM.fif", help="one or more nested surfaces")
-    forward.add_argument("--trans", metavar="TRANS.fif", help="between head and MRI; with --bem")
-    forward.add_argument("--src", metavar="SRC.fif", help="source space; default: a grid")
-    forward.add_argument(
-        "--spacing", type=float, help="of the grid, mm (default 7); of the average head: its cortex"
-    )
-    forward.add_argument(
-        "--conductivity",
-        type=float,
-        nargs="+",
-        metavar="S/m",
-        help="inside each surface, from the outermost in (default 0.33 0.0066 0.33)",
-    )
-    forward.add_argument(
-        "--out", required=True, metavar="OUT", help="-fwd.fif for MNE, or .nc for bayes_esi.load"
-    )
-
-    info = commands.add_parser("info", help="versions, devices, models and methods")
-    info.set_defaults(run=_info)
-    return parser
-
-
-def _add_shared(parser, *, tmin, tmax):
-    parser.add_argument("--tmin", type=float, default=tmin, help="start of the window, s")
-    parser.add_argument("--tmax", type=float, default=tmax, help="end of the window, s")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--particles", type=int, help="particles of each run")
-    parser.add_argument("--runs", type=int, help="independent runs")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+_VERBS = {"demo": _demo, "localize": _localize, "forward": _forward, "info": _info}

@@ -2,17 +2,20 @@
 
 import csv
 
+import mne
+import numpy as np
 import pytest
 
 import bayes_esi as be
 from bayes_esi.cli import main
-from bayes_esi.report.folder import BRAIN_FIGURES, FIGURES
+from bayes_esi.report import folder
+from bayes_esi.report.folder import BRAIN_FIGURES, DIPOLE_FIGURES, SOURCE_FIGURES
 
 FILES = {
     "posterior.nc",
     "dipoles.csv",
     "summary.txt",
-    *(f"{n}.png" for n in (*FIGURES, *BRAIN_FIGURES)),
+    *(f"{n}.png" for n in (*DIPOLE_FIGURES, *BRAIN_FIGURES)),
 }
 
 
@@ -24,6 +27,50 @@ def files(tmp_path_factory):
     for instance, path in zip((evoked, forward, noise_cov), paths, strict=True):
         instance.save(path, verbose="ERROR")
     return [str(path) for path in paths]
+
+
+@pytest.fixture(scope="module")
+def tiny_files(tmp_path_factory):
+    """EEG of 20 electrodes over a sphere with 30 places, without a head."""
+    rng = np.random.default_rng(0)
+    names = [f"E{i}" for i in range(20)]
+    place = rng.standard_normal((20, 3))
+    place[:, 2] = np.abs(place[:, 2])
+    place *= 0.09 / np.linalg.norm(place, axis=1, keepdims=True)
+    place[:, 2] += 0.04
+    info = mne.create_info(names, 200.0, "eeg")
+    montage = mne.channels.make_dig_montage(
+        dict(zip(names, place, strict=True)), coord_frame="head"
+    )
+    info.set_montage(montage, verbose="ERROR")
+    pos = 0.04 * rng.standard_normal((30, 3))
+    pos *= np.minimum(1, 0.06 / np.linalg.norm(pos, axis=1, keepdims=True))
+    pos[:, 2] += 0.04
+    normals = np.tile([0.0, 0.0, 1.0], (30, 1))
+    space = mne.setup_volume_source_space(pos={"rr": pos, "nn": normals}, verbose="ERROR")
+    sphere = mne.make_sphere_model((0, 0, 0.04), 0.09, verbose="ERROR")
+    forward = mne.make_forward_solution(info, None, space, sphere, verbose="ERROR")
+    field = forward["sol"]["data"]
+    clean = np.outer(field[:, 5], 5e-8 * np.sin(np.linspace(0, np.pi, 15)))
+    std = 0.2 * np.abs(clean).max()
+    data = clean + std * rng.standard_normal(clean.shape)
+    evoked = mne.EvokedArray(data, info, tmin=0.0, nave=1, verbose="ERROR")
+    evoked.set_eeg_reference(projection=True, verbose="ERROR")
+    noise_cov = mne.Covariance(
+        std**2 * np.eye(len(names)), names, [], evoked.info["projs"], nfree=1000, verbose="ERROR"
+    )
+    base = tmp_path_factory.mktemp("tiny")
+    paths = [base / name for name in ("x-ave.fif", "x-fwd.fif", "x-cov.fif")]
+    evoked.save(paths[0], verbose="ERROR")
+    mne.write_forward_solution(paths[1], forward, verbose="ERROR")
+    noise_cov.save(paths[2], verbose="ERROR")
+    return [str(path) for path in paths]
+
+
+def localize_sources(files, out, model, *more):
+    evoked, forward, noise_cov = files
+    shared = ["--forward", forward, "--noise-cov", noise_cov, "--out", str(out), "--quiet"]
+    return main(["localize", evoked, *shared, "--model", model, *more])
 
 
 def localize(files, out, *more):
@@ -111,3 +158,82 @@ def test_info_lists_models(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     assert "StaticDipoles: smc, reversible_jump, enumerate" in printed and "jax" in printed
+
+
+def test_localize_distributed_sources(tiny_files, tmp_path, capsys):
+    assert localize_sources(tiny_files, tmp_path, "gaussian", "--depth", "0.5") == 0
+    names = {f"{kind}.png" for kind in SOURCE_FIGURES}
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == names | {"posterior.nc", "sources.csv", "summary.txt"}
+    printed = capsys.readouterr().out
+    assert "closed_form of GaussianSources" in printed and "Depth     0.5 (given)" in printed
+    found = be.load(tmp_path / "posterior.nc")
+    assert float(found.hyper["depth"]) == 0.5 and "source_std" in found.hyper_std
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "method", "hyper"),
+    [
+        (
+            "autoregressive",
+            "--kernel matern32 --time-scale 0.02 --snr 2 --noise-std 1.5 --method kalman_filter",
+            "kalman_filter",
+            {"time_scale": 0.02, "noise_std": [1.5]},
+        ),
+        (
+            "autoregressive",
+            "--coefficient 0.5 -0.2 --lambda2 0.25 --depth 0.8 --loose 1",
+            "kalman_smoother",
+            {"coefficient": [0.5, -0.2], "depth": 0.8},
+        ),
+        ("gaussian", "--noise-std infer --snr 2", "closed_form", "lambda2 needs"),
+        ("gaussian", "--noise-std infer --source-std 2e-9", "closed_form", {"source_std": 2e-9}),
+        ("gaussian", "--regularisation gcv --seed 3", "closed_form", {}),
+    ],
+)
+def test_options_reach_the_model(
+    tiny_files, tmp_path, capsys, monkeypatch, model, options, method, hyper
+):
+    kept = []
+
+    def keep(posterior, path, heading):  # the folder itself is tested above
+        kept.append(posterior)
+        return []
+
+    monkeypatch.setattr(folder, "write_folder", keep)
+    code = localize_sources(tiny_files, tmp_path, model, *options.split())
+    printed = capsys.readouterr()
+    if isinstance(hyper, str):
+        assert code == 2 and not kept and hyper in printed.err
+        return
+    (found,) = kept
+    assert code == (0 if found.status is be.Status.OK else 2)
+    assert found.method == method and f"{method} of {type(found.model).__name__}" in printed.out
+    for name, value in hyper.items():
+        np.testing.assert_allclose(found.hyper[name], value)
+    if "snr" in options or "lambda2" in options:
+        assert found.lambda2 == pytest.approx(0.25)
+    assert ("noise_std" in found.hyper_std) == ("infer" in options)
+    assert (found.curve is not None) == ("gcv" in options)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "named"),
+    [
+        ("gaussian", ("--max-dipoles", "3"), "--max-dipoles does not belong to --model gaussian"),
+        ("gaussian", ("--coefficient", "0.5"), "--coefficient does not belong"),
+        ("static-dipoles", ("--snr", "3"), "--snr does not belong to --model static-dipoles"),
+        ("gaussian", ("--snr", "3", "--lambda2", "0.1"), "give one"),
+        ("gaussian", ("--snr", "-3"), "--snr must be positive"),
+        ("gaussian", ("--lambda2", "0.1", "--source-std", "1e-9"), "lambda2 and source_std"),
+        ("autoregressive", ("--coefficient", "1.5"), "stationary"),
+        ("autoregressive", ("--method", "smc"), "kalman_smoother"),
+    ],
+)
+def test_options_of_another_model_and_bad_ones_are_refused(
+    tiny_files, tmp_path, capsys, model, options, named
+):
+    assert localize_sources(tiny_files, tmp_path / "out", model, *options) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.count("\n") == 1 and error.startswith("bayes-esi: ")
+    assert not (tmp_path / "out").exists()

@@ -5,11 +5,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ..posterior.dipoles import DipolePosterior
+from ..posterior.sources import KINDS as SOURCE_FIGURES
 from .text import describe
 
-__all__ = ["BRAIN_FIGURES", "FIGURES", "figures_of", "write_folder"]
+__all__ = ["BRAIN_FIGURES", "DIPOLE_FIGURES", "SOURCE_FIGURES", "figures_of", "write_folder"]
 
-FIGURES = ("overview", "n_dipoles", "intensity", "moments", "predictive", "trace")
+DIPOLE_FIGURES = ("overview", "n_dipoles", "intensity", "moments", "predictive", "trace")
 # Of sources on the cortex of the average head, too.
 BRAIN_FIGURES = ("cortex", "glass_brain")
 
@@ -19,7 +21,7 @@ def write_folder(posterior, path, heading=""):
 
     Parameters
     ----------
-    posterior : DipolePosterior
+    posterior : DipolePosterior or SourcePosterior
     path : path-like
         Created if need be. Files of the same names are replaced, once all new ones exist.
     heading : str
@@ -28,7 +30,8 @@ def write_folder(posterior, path, heading=""):
     Returns
     -------
     list of pathlib.Path
-        The files: ``posterior.nc``, ``dipoles.csv``, ``summary.txt`` and a PNG for each figure.
+        The files: ``posterior.nc``, ``dipoles.csv`` or ``sources.csv``, ``summary.txt`` and a
+        PNG for each figure.
 
     Raises
     ------
@@ -45,9 +48,10 @@ def write_folder(posterior, path, heading=""):
         raise ValueError(f"folder {path} cannot be written: {error.strerror}.") from error
     try:
         posterior.save(part / "posterior.nc")
-        posterior.summary().to_csv(part / "dipoles.csv", float_format="%.6g")
+        table = "dipoles.csv" if isinstance(posterior, DipolePosterior) else "sources.csv"
+        posterior.summary().to_csv(part / table, float_format="%.6g")
         (part / "summary.txt").write_text(heading + describe(posterior), encoding="utf-8")
-        for kind in figures_of(posterior.problem):
+        for kind in figures_of(posterior):
             drawn = posterior.plot(kind)
             figure = _figure_of(drawn)
             figure.savefig(part / f"{kind}.png", dpi=150)
@@ -61,10 +65,17 @@ def write_folder(posterior, path, heading=""):
     return written
 
 
-def figures_of(problem):
-    """Kinds of figures that make sense for a problem."""
+def figures_of(posterior):
+    """Kinds of figures that make sense for a posterior."""
+    problem = posterior.problem
+    if isinstance(posterior, DipolePosterior):
+        figures = DIPOLE_FIGURES
+    else:
+        # Of a mixture over hyper-parameters there is no single linear map to resolve.
+        is_mixture = posterior.moments.n_components > 1
+        figures = tuple(k for k in SOURCE_FIGURES if not (is_mixture and k == "resolution"))
     is_average = problem.subject == "fsaverage" and set(problem.block_kinds) == {"lh", "rh"}
-    return FIGURES + (BRAIN_FIGURES if is_average else ())
+    return figures + (BRAIN_FIGURES if is_average else ())
 
 
 def _figure_of(drawn):

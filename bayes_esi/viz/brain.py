@@ -1,7 +1,6 @@
-"""Figures of a posterior on the average brain: on its cortex, and in the glass brain."""
+"""Figures of a posterior of dipoles on the average brain: on its cortex, in the glass brain."""
 
-import numpy as np
-
+from .brain_places import on_cortex, to_mni
 from .cortex import plot_cortex as draw_cortex
 from .glass_brain import plot_glass_brain as draw_glass_brain
 
@@ -28,20 +27,7 @@ def plot_cortex(posterior, *, head, axes=None, surface="inflated"):
     ValueError
         If the sources are not those of the average head.
     """
-    problem = posterior.problem
-    _check_subject(problem)
-    if set(problem.block_kinds) != {"lh", "rh"}:
-        raise ValueError(
-            "the figure needs sources on the cortex of the average head, but these are of kind "
-            f"{', '.join(problem.block_kinds)}; use kind='glass_brain'."
-        )
-    side = (np.array(problem.block_kinds) == "rh").astype(int)[problem.source_block]
-    # The nearest source in the same hemisphere: a coarser source space covers the cortex, too.
-    values = np.zeros(head.n_sources)
-    for hemisphere in range(2):
-        own, wanted = np.flatnonzero(side == hemisphere), head.hemisphere == hemisphere
-        share = _spread(head.source_pos[wanted], problem.source_pos[own], posterior.intensity[own])
-        values[wanted] = share
+    values = on_cortex(posterior.problem, posterior.intensity, head, instead="intensity")
     return draw_cortex(values, head, axes=axes, surface=surface)
 
 
@@ -66,21 +52,5 @@ def plot_glass_brain(posterior, *, head, ax=None, views="lyrz"):
     ValueError
         If the sources are not in the average head.
     """
-    _check_subject(posterior.problem)
-    mni_pos = head.to_mni(posterior.problem.source_pos)
+    mni_pos = to_mni(posterior.problem, head, instead="intensity")
     return draw_glass_brain(posterior.intensity, mni_pos, ax=ax, views=views)
-
-
-def _check_subject(problem):
-    if problem.subject != "fsaverage":
-        raise ValueError(
-            f"the figure needs sources in the average head, subject 'fsaverage', but these are of "
-            f"{problem.subject!r}; use kind='intensity', or morph the estimate of to_mne()."
-        )
-
-
-def _spread(places, source_pos, values):
-    """Value at each place: that of the nearest source."""
-    from scipy.spatial import cKDTree
-
-    return values[cKDTree(source_pos).query(places)[1]]

@@ -1,5 +1,7 @@
 """What several figures share: colours, units, notes, the 50 % and 95 % bands."""
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import norm
@@ -10,6 +12,8 @@ __all__ = [
     "draw_band",
     "main_direction",
     "new_axes",
+    "take_axes",
+    "write_heading",
     "write_key",
     "write_note",
 ]
@@ -26,6 +30,10 @@ SENSOR_UNITS = {
     "ecog": (1e6, "µV"),
     "dbs": (1e6, "µV"),
 }
+
+_WARNING = "#B00020"
+
+_NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 6: "six", 8: "eight"}
 
 _BANDS = ((0.95, 0.2), (0.5, 0.35))  # level, opacity
 
@@ -74,6 +82,46 @@ def new_axes(n_rows, n_columns, size, **options):
         **options,
     )
     return axes.ravel()
+
+
+def take_axes(axes, n_axes, n_columns, size, what):
+    """Open axes, row by row, or check those that a caller gave: (n_axes,) array of Axes.
+
+    Parameters
+    ----------
+    axes : sequence of Axes or None
+    n_axes, n_columns : int
+    size : (float, float)
+        Of a new axes, in inches.
+    what : str
+        What each is for.
+
+    Raises
+    ------
+    ValueError
+        If their number is not `n_axes`.
+    """
+    if axes is None:
+        return new_axes(n_axes // n_columns, n_columns, size)
+    axes = np.asarray(axes, dtype=object).ravel()
+    if len(axes) != n_axes:
+        number = _NUMBERS.get(n_axes, n_axes)
+        raise ValueError(f"axes must be {number} Axes, {what}, got {len(axes)}.")
+    return axes
+
+
+def write_heading(figure, lines, status):
+    """Head a page with facts, and with a warning in red if they cannot be trusted."""
+    if status.is_trustworthy:
+        figure.suptitle("\n".join(lines), fontsize="medium")
+        return
+    warning = f"DO NOT TRUST THIS RESULT ({status.name}): {status.cause}. Remedy: {status.remedy}."
+    figure.suptitle(
+        "\n".join([*textwrap.wrap(warning, 150), *lines]),
+        fontsize="medium",
+        color=_WARNING,
+        bbox={"facecolor": "#FDECEA", "edgecolor": _WARNING, "boxstyle": "round"},
+    )
 
 
 def write_note(ax, text):

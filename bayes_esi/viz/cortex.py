@@ -8,7 +8,7 @@ sort and light whole triangles, and take longer.
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import TriMesh
-from matplotlib.colors import CenteredNorm, PowerNorm
+from matplotlib.colors import CenteredNorm, Normalize, PowerNorm
 from matplotlib.ticker import MaxNLocator
 from matplotlib.tri import Triangulation
 
@@ -36,7 +36,14 @@ _LEAST = 1e-3
 
 
 def plot_cortex(
-    values, head, *, axes=None, surface="inflated", label="expected number of dipoles", vmax=None
+    values,
+    head,
+    *,
+    axes=None,
+    surface="inflated",
+    label="expected number of dipoles",
+    vmax=None,
+    vmin=None,
 ):
     """Draw a value at each source on both hemispheres, seen from the side and from the middle.
 
@@ -53,6 +60,8 @@ def plot_cortex(
         What the values are, with their unit, for the colour bar.
     vmax : float, optional
         Upper end of the colour scale; the largest value if None.
+    vmin : float, optional
+        Lower end of a linear scale for magnitudes.
 
     Returns
     -------
@@ -73,7 +82,7 @@ def plot_cortex(
     axes = new_axes(1, 4, (2.9, 2.3)) if axes is None else np.asarray(axes, dtype=object).ravel()
     if len(axes) != 4:
         raise ValueError(f"axes must be four Axes, one for each view, got {len(axes)}.")
-    scale = colour_scale(values, vmax)
+    scale = colour_scale(values, vmax, vmin)
     colours = _vertex_colours(head, values, scale)
     pos = np.asarray(getattr(head, surface))
     if surface != "inflated":
@@ -98,21 +107,28 @@ def draw_scale(axes, scale, label):
     bar.set_label(label)
 
 
-def colour_scale(values, vmax=None):
-    """Colours for magnitudes (reds, square root) or, where there are negative values, for signs."""
+def colour_scale(values, vmax=None, vmin=None):
+    """Colours for magnitudes (reds, square root) or, where there are negative values, for signs.
+
+    With a lower end `vmin` magnitudes are on a linear scale.
+    """
     top = float(np.max(np.abs(values))) if vmax is None else float(vmax)
     top = top or 1.0
     if np.min(values) < 0:
         return ScalarMappable(CenteredNorm(0.0, top), "RdBu_r")
-    return ScalarMappable(PowerNorm(0.5, 0.0, top, clip=True), "Reds")
+    norm = PowerNorm(0.5, 0.0, top, clip=True) if vmin is None else Normalize(vmin, top, clip=True)
+    return ScalarMappable(norm, "Reds")
 
 
 def opacity(values, scale):
-    """How much each value (n,) covers what lies below: not at all near zero, fully further on."""
-    size = np.abs(values) / scale.norm.vmax
-    if scale.norm.vmin == 0:
-        size = np.sqrt(size)
-    least = _LEAST**0.5 if scale.norm.vmin == 0 else _LEAST
+    """How much each value (n,) covers what lies below: not at all near zero, fully further on.
+
+    All do where the scale begins above zero.
+    """
+    if scale.norm.vmin > 0:
+        return np.ones(len(values))
+    power = getattr(scale.norm, "gamma", 1.0)
+    size, least = (np.abs(values) / scale.norm.vmax) ** power, _LEAST**power
     return np.clip((size - least) / _FADE, 0.0, 1.0)
 
 

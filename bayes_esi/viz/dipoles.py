@@ -1,6 +1,5 @@
 """Figures of a `DipolePosterior`: number, the sampler's trace, and the whole on one page."""
 
-import textwrap
 from itertools import cycle
 
 import matplotlib.pyplot as plt
@@ -9,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import poisson
 
 from ..inference.dipole_moves import MOVES
-from .common import COLOURS, new_axes, write_note
+from .common import COLOURS, new_axes, take_axes, write_heading, write_note
 from .intensity import plot_intensity
 from .moments import plot_moments
 from .predictive import plot_predictive
@@ -25,7 +24,6 @@ __all__ = [
 
 _N_MOMENTS = 4  # panels of the overview
 _LEAST_PROBABILITY = 0.05  # of a dipole that is marked
-_WARNING = "#B00020"
 
 
 def plot_n_dipoles(posterior, *, ax=None):
@@ -93,9 +91,7 @@ def plot_trace(posterior, *, axes=None):
         share of swaps) and share of moves accepted, by step or over the whole run. A panel
         says so if the method does not trace its quantity.
     """
-    axes = new_axes(1, 3, (3.7, 3.2)) if axes is None else np.asarray(axes, dtype=object).ravel()
-    if len(axes) != 3:
-        raise ValueError(f"axes must be three Axes, got {len(axes)}.")
+    axes = take_axes(axes, 3, 3, (3.7, 3.2), "one for each quantity")
     trace = {name: np.asarray(value, float) for name, value in posterior.draws.trace.items()}
     temperature, acceptance = trace.get("inverse_temperature"), trace.get("acceptance")
     has_ladder = "swap_rate" in trace
@@ -163,18 +159,7 @@ def plot_overview(posterior):
     plot_intensity(posterior, axes=axes[1:], min_probability=_LEAST_PROBABILITY)
     axes = bottom.subplots(1, _N_MOMENTS, sharey=True)
     plot_moments(posterior, axes=axes, min_probability=_LEAST_PROBABILITY)
-    lines = _facts(posterior)
-    if posterior.status.is_trustworthy:
-        fig.suptitle("\n".join(lines), fontsize="medium")
-        return fig
-    status = posterior.status
-    warning = f"DO NOT TRUST THIS RESULT ({status.name}): {status.cause}. Remedy: {status.remedy}."
-    fig.suptitle(
-        "\n".join([*textwrap.wrap(warning, 150), *lines]),
-        fontsize="medium",
-        color=_WARNING,
-        bbox={"facecolor": "#FDECEA", "edgecolor": _WARNING, "boxstyle": "round"},
-    )
+    write_heading(fig, _facts(posterior), posterior.status)
     return fig
 
 

@@ -14,7 +14,14 @@ _DIAMETER = 6.0  # mm of a disc, the spacing of 5,000 sources on the cortex
 
 
 def plot_glass_brain(
-    values, mni_pos, *, ax=None, views="lyrz", label="expected number of dipoles", vmax=None
+    values,
+    mni_pos,
+    *,
+    ax=None,
+    views="lyrz",
+    label="expected number of dipoles",
+    vmax=None,
+    vmin=None,
 ):
     """Draw values at places of the brain, projected along the axes of MNI space.
 
@@ -34,6 +41,8 @@ def plot_glass_brain(
         What the values are, with their unit, for the colour bar.
     vmax : float, optional
         Upper end of the colour scale; the largest value if None.
+    vmin : float, optional
+        Lower end of a linear scale for magnitudes.
 
     Returns
     -------
@@ -57,7 +66,7 @@ def plot_glass_brain(
     check_choice("views", views, _VIEWS)
     if ax is None:
         ax = new_axes(1, 1, (2.6 * (3 if views == "ortho" else len(views)) + 0.8, 2.6))[0]
-    scale = colour_scale(values, vmax)
+    scale = colour_scale(values, vmax, vmin)
     draw_scale(ax, scale, label)
     # nilearn lays its projections over the place that the axes have at this moment.
     ax.figure.draw_without_rendering()

@@ -11,7 +11,7 @@ from ..core.checks import check_count
 from .common import SENSOR_UNITS
 from .spread import field_law
 
-__all__ = ["plot_predictive"]
+__all__ = ["draw_predictive", "plot_predictive"]
 
 # Channel types whose sensors lie around the head.
 _SURFACE = ("mag", "grad", "eeg")
@@ -40,10 +40,28 @@ def plot_predictive(posterior, *, n_times=3):
     -------
     matplotlib.figure.Figure
     """
+    return draw_predictive(posterior.problem, *field_law(posterior), n_times)
+
+
+def draw_predictive(problem, mean, std, n_times, observed=None):
+    """Draw data, a predicted field and the residual; see `plot_predictive`.
+
+    Parameters
+    ----------
+    problem : Problem
+    mean, std : (n_channels, n_times) arrays
+        Predictive law of the data, in their units.
+    n_times : int
+        Topographies in a row.
+    observed : (n_times,) bool array, optional
+        Which samples may have a topography; by default all.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
     check_count("n_times", n_times)
-    problem = posterior.problem
     data = np.linalg.pinv(problem.whitener) @ problem.data
-    mean, std = field_law(posterior)
     # A channel outside the range of the noise covariance has neither data nor prediction.
     residual = np.divide(data - mean, std, out=np.zeros_like(data), where=std > 0)
 
@@ -51,7 +69,7 @@ def plot_predictive(posterior, *, n_times=3):
     blocks = list(dict.fromkeys(problem.ch_types))
     if "mag" in blocks and "grad" in blocks:
         blocks.remove("grad")
-    samples = _peaks(problem.data, n_times)
+    samples = _peaks(problem.data if observed is None else problem.data * observed, n_times)
     mapped = {kind: _has_map(problem, kind) for kind in blocks}
     width = 1.5 + 2 * len(samples)
     width = max(width, 3.5 if all(mapped.values()) else 6.0)
