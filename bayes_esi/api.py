@@ -9,6 +9,7 @@ from .core import ports
 from .core.status import InferenceError
 from .inference import registry
 from .models.problem import Problem
+from .models.source_likelihood import prepare
 from .posterior.assemble import assemble
 
 __all__ = [
@@ -326,8 +327,8 @@ for class_name, verbs in {
     "SourcePosterior": {"save": _save, "to_mne": _sources_to_mne, "plot": _plot_sources},
     "OffGridPosterior": {"to_mne": _moving_to_mne},
     "StaticDipoles": {"numpyro": _dipole_program},
-    "GaussianSources": {"numpyro": _program},
-    "AutoregressiveSources": {"numpyro": _program},
+    "GaussianSources": {"numpyro": _program, "prepare": prepare},
+    "AutoregressiveSources": {"numpyro": _program, "prepare": prepare},
     "Sphere": {"lead_field": _lead_field},
     "BEM": {"lead_field": _lead_field, "from_mne": _bem_from_mne},
     "FEM": {"lead_field": _lead_field},

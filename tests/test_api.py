@@ -228,5 +228,5 @@ def test_a_memory_limit_too_small_says_how_much_is_needed():
 
 def test_models_name_their_methods():
     assert be.methods(be.StaticDipoles)[0] == be.methods(be.StaticDipoles())[0] == "smc"
-    with pytest.raises(ValueError, match="model must be one of StaticDipoles"):
+    with pytest.raises(ValueError, match=r"model must be one of .*StaticDipoles"):
         be.methods("dipoles")

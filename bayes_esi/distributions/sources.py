@@ -12,10 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import Distribution, constraints
 
+from ..core import ports
 from ..core.checks import check_choice
-from ..models.source_hyper import hyper_of
-from ..models.source_likelihood import source_likelihood
-from ..models.source_prior import source_prior
 
 __all__ = ["SourceData", "SourceLaw", "source_law"]
 
@@ -115,11 +113,6 @@ def source_law(model, problem):
     Evaluated at `problem.data` it is the evidence at given hyper-parameters in the units of the
     recording. Cost of preparing: O(rank^2 n_sources n_orient).
     """
-    prior = source_prior(model, problem)
-    depth, smoothness = (
-        0.5 if value is None or hasattr(value, "log_prob") else float(value)
-        for value in (model.depth, model.smoothness)
-    )
-    hyper = hyper_of(model, problem, prior.gram(depth, smoothness))
-    likelihood = source_likelihood(model, problem, prior, hyper)
-    return SourceLaw(likelihood, hyper, float(problem.log_jacobian), problem.n_groups)
+    prepared = ports.perform(model, "prepare", problem)
+    log_jacobian = float(problem.log_jacobian)
+    return SourceLaw(prepared.likelihood, prepared.hyper, log_jacobian, problem.n_groups)

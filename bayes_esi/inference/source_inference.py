@@ -14,9 +14,7 @@ import numpy as np
 from ..core.checks import check_choice, check_count
 from ..core.drive import progress_bar
 from ..core.status import Status
-from ..models.source_hyper import hyper_of
-from ..models.source_likelihood import source_likelihood
-from ..models.source_prior import source_prior
+from ..models.source_likelihood import prepare
 from . import evidence, nuts, regularisation, separable
 from .options import fill_options
 
@@ -99,15 +97,8 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
     if checkpoint is not None:
         raise ValueError(f"checkpoint: {method} has nothing to resume; leave it out.")
     observed = _observed(options.get("missing"), problem)
-    prior = source_prior(model, problem)
-    depth, smoothness = (
-        0.5 if value is None or hasattr(value, "log_prob") else float(value)
-        for value in (model.depth, model.smoothness)
-    )
-    typical = prior.gram(depth, smoothness)
-    hyper = hyper_of(model, problem, typical)
     seen = observed if observed.ndim == 1 else observed.all(axis=0)
-    likelihood = source_likelihood(model, problem, prior, hyper, seen)
+    prior, typical, hyper, likelihood = prepare(model, problem, seen)
     if method == "nuts":
         return _mix(key, model, problem, prior, hyper, likelihood, options, progress)
     curve = _curve(model, problem, hyper, likelihood, options.get("regularisation"))

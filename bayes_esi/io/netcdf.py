@@ -65,7 +65,7 @@ def read(path, kind="posterior"):
     try:
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             written_as = tree.attrs.get("format")
-            loaded = tree.load() if written_as in wanted else None
+            loaded = _in_memory(tree) if written_as in wanted else None
     except Exception as error:  # h5py raises many kinds for damaged files
         raise ValueError(f"{path} cannot be read as NetCDF; it may be damaged.") from error
     if loaded is None:
@@ -74,6 +74,14 @@ def read(path, kind="posterior"):
             f"{written_as!r}, expected {' or '.join(repr(mark) for mark in wanted)})."
         )
     return loaded
+
+
+def _in_memory(tree):
+    """Load every group; `DataTree.load` leaves deeper ones on disk."""
+    import xarray as xr
+
+    groups = {node.path: node.to_dataset(inherit=False).load() for node in tree.subtree}
+    return xr.DataTree.from_dict(groups)
 
 
 def kind_of(tree):

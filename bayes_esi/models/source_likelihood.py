@@ -14,6 +14,7 @@ Reference: Solin et al. 2016, arXiv:1604.04931 (separable Gaussian processes of 
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,10 @@ from ..core.types import Array, Float, Int
 from ..linalg.eigen import eigh
 from .autoregressive import kernel_of
 from .kalman_likelihood import log_likelihood
-from .source_hyper import step_of
-from .source_prior import GramFamily
+from .source_hyper import Hyper, hyper_of, step_of
+from .source_prior import GramFamily, SourcePrior, source_prior
 
-__all__ = ["SourceLikelihood", "source_likelihood"]
+__all__ = ["Prepared", "SourceLikelihood", "prepare", "source_likelihood"]
 
 
 @struct
@@ -155,6 +156,44 @@ def source_likelihood(model, problem, prior, hyper, observed=None):
         step=as_array(step_of(problem) if is_dynamic else 1.0),
         kernel=model.kernel if is_dynamic else "static",
     )
+
+
+class Prepared(NamedTuple):
+    """A model on a problem, ready for methods."""
+
+    prior: SourcePrior
+    gram: np.ndarray  # G R G' at known depth and smoothness, or half way
+    hyper: Hyper
+    likelihood: SourceLikelihood
+
+
+def prepare(model, problem, observed=None):
+    """Build everything that methods for a model on a problem start from.
+
+    Parameters
+    ----------
+    model : GaussianSources or AutoregressiveSources
+    problem : Problem
+    observed : (n_times,) bool array, optional
+        Which samples count; by default all.
+
+    Returns
+    -------
+    Prepared
+
+    Raises
+    ------
+    ValueError
+        If the model does not fit the problem.
+    """
+    prior = source_prior(model, problem)
+    depth, smoothness = (
+        0.5 if value is None or hasattr(value, "log_prob") else float(value)
+        for value in (model.depth, model.smoothness)
+    )
+    gram = prior.gram(depth, smoothness)
+    hyper = hyper_of(model, problem, gram)
+    return Prepared(prior, gram, hyper, source_likelihood(model, problem, prior, hyper, observed))
 
 
 def _dense(white, cov, n_times):

@@ -87,17 +87,17 @@ def test_status_says_what_is_wrong(posterior):
     assert posterior.status is be.Status.OK and posterior.r_hat < 1.01
     moved = draws.pos.copy()
     moved[1, :, 1, 2] += 5e-4  # half a deviation
-    assert status(pos=moved) is be.Status.RUNS_DISAGREE
+    assert status(pos=moved) is be.Status.CHAINS_DISAGREE
     diverging = draws.diverging.copy()
     diverging[0, 0] = True
     assert status(diverging=diverging) is be.Status.OK  # one in 1,200
     diverging[0, 1] = True
-    assert status(diverging=diverging) is be.Status.RUNS_DISAGREE
+    assert status(diverging=diverging) is be.Status.DIVERGENCES
     value = draws.log_likelihood.copy()
     value[0, 0] = np.nan
     assert status(log_likelihood=value) is be.Status.NOT_FINITE
     stuck = np.broadcast_to(draws.pos[:, :1], draws.pos.shape)
-    assert status(pos=stuck) is be.Status.RUNS_DISAGREE
+    assert status(pos=stuck) is be.Status.CHAINS_DISAGREE
     # Halves of a single chain; scales that are known do not vary.
     single = {
         field: getattr(draws, field).reshape(1, -1, *getattr(draws, field).shape[2:])
@@ -106,7 +106,7 @@ def test_status_says_what_is_wrong(posterior):
     single["moment_std"] = np.full_like(single["moment_std"], 1e-8)
     assert status(**single) is be.Status.OK
     drift = single["pos"] + 1e-3 * np.linspace(-1, 1, N_CHAINS * N_DRAWS)[None, :, None, None]
-    assert status(**(single | {"pos": drift})) is be.Status.RUNS_DISAGREE
+    assert status(**(single | {"pos": drift})) is be.Status.CHAINS_DISAGREE
 
 
 def test_datatree_and_diagnostics(posterior):
