@@ -38,16 +38,12 @@ doi:10.1007/978-3-540-79370-0 (chapter 4); Westner et al. 2022,
 doi:10.1016/j.neuroimage.2021.118789.
 """
 
-import functools
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from ..core.checks import check_array, check_choice, check_count
-from ..core.types import Array, Float
+from ..core.types import Float
 
 __all__ = ["NORMALISATIONS", "Beamformer", "covariance_of", "run"]
 
@@ -60,16 +56,15 @@ NORMALISATIONS = (
 )
 # Directions below this fraction of a source's largest eigenvalue are not seen.
 _TOLERANCE = 1e-10
-_HIGH = lax.Precision.HIGHEST
 
 
 class Beamformer(NamedTuple):
     """Filters and the maps that follow from them."""
 
-    weights: Float[Array, "n_sources n_filters m"]  # one filter, or one for each component
-    orientations: Float[Array, "n_sources d"] | None  # of maximum power
-    power: Float[Array, " n_sources"]
-    pseudo_z: Float[Array, " n_sources"]  # power over that of whitened noise
+    weights: Float[np.ndarray, "n_sources n_filters m"]  # one filter, or one for each component
+    orientations: Float[np.ndarray, "n_sources d"] | None  # of maximum power
+    power: Float[np.ndarray, " n_sources"]
+    pseudo_z: Float[np.ndarray, " n_sources"]  # power over that of whitened noise
     noise_level: float
     loading: float  # added to the eigenvalues of the covariance
 
@@ -123,15 +118,15 @@ def run(
         raise ValueError(f"lead_field must have at most 3 orientations, got {lead_field.shape}.")
     check_choice("normalisation", normalisation, NORMALISATIONS)
     inverse, covariance, noise_level, added = _loaded_inverse(covariance, m, loading, rank)
-    dtype = jax.dtypes.canonicalize_dtype(lead_field.dtype)
+    dtype = lead_field.dtype
     weights, orientations, power, noise = _filters(
-        jnp.asarray(lead_field, dtype),
-        jnp.asarray(inverse, dtype),
-        jnp.asarray(covariance, dtype),
-        normalisation=normalisation,
-        is_max_power=bool(is_max_power),
+        lead_field.transpose(1, 2, 0),
+        inverse.astype(dtype),
+        covariance.astype(dtype),
+        normalisation,
+        is_max_power,
     )
-    pseudo_z = jnp.where(noise > 0, power / jnp.where(noise > 0, noise, 1), 0)
+    pseudo_z = np.where(noise > 0, power / np.where(noise > 0, noise, 1), 0)
     if normalisation == "neural_activity_index":
         weights, power = weights / dtype.type(np.sqrt(noise_level)), power / dtype.type(noise_level)
     return Beamformer(weights, orientations, power, pseudo_z, noise_level, added)
@@ -167,90 +162,76 @@ def _loaded_inverse(covariance, m, loading, rank):
     return inverse, covariance, float(max(values[0], added)), float(added)
 
 
-@functools.partial(jax.jit, static_argnames=("normalisation", "is_max_power"))
-def _filters(lead_field, inverse, covariance, *, normalisation, is_max_power):
-    m, n, d = lead_field.shape
+def _filters(field, inverse, covariance, normalisation, is_max_power):
+    """Weights, orientations, power and noise power for fields (n, d, m)."""
+    d = field.shape[1]
     if normalisation == "array_gain":
-        norm = jnp.sqrt(jnp.sum(lead_field**2, axis=(0, 2)))
-        lead_field = lead_field / jnp.where(norm > 0, norm, 1)[:, None]
-    numerator = jnp.matmul(inverse, lead_field.reshape(m, -1), precision=_HIGH).reshape(m, n, d)
-    denominator = _blocks(lead_field, numerator)  # G' C^-1 G
-    noise = _blocks(numerator, numerator)  # G' C^-2 G
-    silent = _silent(lead_field)
+        field = _normed(field)
+    image = field @ inverse
     orientations = None
-    if is_max_power and d > 1:
-        if normalisation == "unit_gain":
-            wanted, against = (
-                jnp.broadcast_to(jnp.eye(d, dtype=noise.dtype), noise.shape),
-                denominator,
-            )
-        elif normalisation == "array_gain":
-            wanted, against = _blocks(lead_field, lead_field), denominator
-        else:
-            wanted, against = denominator, noise
+    if is_max_power:
+        silent, gain, noise = _silent(field), _blocks(field, image), _blocks(image, image)
+        wanted, against = {
+            "unit_gain": (np.eye(d, dtype=field.dtype), gain),
+            "array_gain": (_blocks(field, field), gain),
+        }.get(normalisation, (gain, noise))
         orientations = _leading(wanted, against, silent)
-        lead_field = jnp.einsum("msd,sd->ms", lead_field, orientations, precision=_HIGH)[:, :, None]
-        numerator = jnp.einsum("msd,sd->ms", numerator, orientations, precision=_HIGH)[:, :, None]
-        if normalisation == "array_gain":
-            # The gain of this one direction.
-            norm = jnp.sqrt(jnp.sum(lead_field**2, axis=(0, 2)))
-            norm = jnp.where(norm > 0, norm, 1)[:, None]
-            lead_field, numerator = lead_field / norm, numerator / norm
-        denominator, noise = _blocks(lead_field, numerator), _blocks(numerator, numerator)
-        silent = _silent(lead_field)
-    elif is_max_power:
-        orientations = jnp.ones((n, 1), noise.dtype)
-    rows = numerator.transpose(1, 2, 0)
+        field = orientations[:, None] @ field
+        # The gain is now that of one direction.
+        field = _normed(field) if normalisation == "array_gain" else field
+        image = field @ inverse
+    silent = _silent(field)
     if normalisation == "unit_noise_gain_invariant":
-        weights = jnp.matmul(_power(noise, -0.5, silent), rows, precision=_HIGH)
+        weights = _power(_blocks(image, image), -0.5, silent) @ image
     else:
-        weights = jnp.matmul(_power(denominator, -1.0, silent), rows, precision=_HIGH)
+        weights = _power(_blocks(field, image), -1.0, silent) @ image
     if normalisation in ("unit_noise_gain", "neural_activity_index"):
-        norm = jnp.linalg.norm(weights, axis=2, keepdims=True)
-        weights = weights / jnp.where(norm > 0, norm, 1)
-    image = jnp.matmul(weights.reshape(-1, m), covariance, precision=_HIGH)
-    power = jnp.sum(image.reshape(weights.shape) * weights, axis=(1, 2))
-    return weights, orientations, power, jnp.sum(weights**2, axis=(1, 2))
+        norm = np.linalg.norm(weights, axis=2, keepdims=True)
+        weights = weights / np.where(norm > 0, norm, 1)
+    power = np.sum((weights @ covariance) * weights, axis=(1, 2))
+    return weights, orientations, power, np.sum(weights**2, axis=(1, 2))
 
 
 def _blocks(left, right):
-    return jnp.einsum("msd,mse->sde", left, right, precision=_HIGH)
+    return left @ right.swapaxes(1, 2)
 
 
-def _silent(lead_field):
+def _normed(field):
+    norm = np.linalg.norm(field, axis=(1, 2), keepdims=True)
+    return field / np.where(norm > 0, norm, 1)
+
+
+def _silent(field):
     """Projector on the directions of each source without field.
 
     The field decides, not the blocks with C: in these a strong source is a small eigenvalue.
     """
-    gram = _blocks(lead_field, lead_field)
-    values, vectors = jnp.linalg.eigh(gram)
-    tolerance = max(_TOLERANCE, 100 * float(jnp.finfo(gram.dtype).eps))
+    gram = _blocks(field, field)
+    values, vectors = np.linalg.eigh(gram)
+    tolerance = max(_TOLERANCE, 100 * float(np.finfo(gram.dtype).eps))
     is_silent = (values <= tolerance * values[:, -1:]).astype(gram.dtype)
-    return jnp.matmul(vectors * is_silent[:, None], vectors.swapaxes(1, 2), precision=_HIGH)
+    return (vectors * is_silent[:, None]) @ vectors.swapaxes(1, 2)
 
 
 def _power(blocks, exponent, silent):
     """Power of symmetric blocks on what is not silent."""
     d = blocks.shape[1]
-    mean = jnp.trace(blocks, axis1=1, axis2=2)[:, None, None] / d
-    mean = jnp.where(mean > 0, mean, 1)
-    # On blocks of one number `silent` is 0 or 1, and a silent source gets no weight at all.
-    values, vectors = jnp.linalg.eigh((blocks + blocks.swapaxes(1, 2)) / 2 + mean * silent)
-    values = jnp.maximum(values, jnp.finfo(blocks.dtype).eps * values[:, -1:])
-    powers = jnp.matmul(
-        vectors * (values**exponent)[:, None], vectors.swapaxes(1, 2), precision=_HIGH
-    )
-    audible = jnp.eye(d, dtype=blocks.dtype) - silent
-    return jnp.matmul(jnp.matmul(audible, powers, precision=_HIGH), audible, precision=_HIGH)
+    mean = np.trace(blocks, axis1=1, axis2=2)[:, None, None] / d
+    mean = np.where(mean > 0, mean, 1)
+    values, vectors = np.linalg.eigh((blocks + blocks.swapaxes(1, 2)) / 2 + mean * silent)
+    values = np.maximum(values, np.finfo(blocks.dtype).eps * values[:, -1:])
+    powers = (vectors * (values**exponent)[:, None]) @ vectors.swapaxes(1, 2)
+    audible = np.eye(d, dtype=blocks.dtype) - silent
+    return audible @ powers @ audible
 
 
 def _leading(wanted, against, silent):
     """Unit vector o with the largest o' wanted o / o' against o among directions with a field."""
     root = _power(against, -0.5, silent)
-    ratio = jnp.matmul(jnp.matmul(root, wanted, precision=_HIGH), root, precision=_HIGH)
-    _, vectors = jnp.linalg.eigh((ratio + ratio.swapaxes(1, 2)) / 2)
-    best = jnp.einsum("sde,se->sd", root, vectors[:, :, -1], precision=_HIGH)
-    length = jnp.linalg.norm(best, axis=1, keepdims=True)
-    best = best / jnp.where(length > 0, length, 1)
-    largest = jnp.take_along_axis(best, jnp.argmax(jnp.abs(best), axis=1)[:, None], axis=1)
-    return best * jnp.where(largest < 0, -1, 1)
+    ratio = root @ wanted @ root
+    _, vectors = np.linalg.eigh((ratio + ratio.swapaxes(1, 2)) / 2)
+    best = (root @ vectors[:, :, -1:])[:, :, 0]
+    length = np.linalg.norm(best, axis=1, keepdims=True)
+    best = best / np.where(length > 0, length, 1)
+    largest = np.take_along_axis(best, np.argmax(np.abs(best), axis=1)[:, None], axis=1)
+    return np.where(largest < 0, -best, best)
