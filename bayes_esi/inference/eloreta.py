@@ -56,7 +56,7 @@ _N_ROWS = 8
 # thousands of blocks, over the largest S_ii M_ii, found between 0.8 and 2.2 units of rounding.
 _NOISE = 3 * float(np.finfo(np.float32).eps)
 # Increments start anew from full precision once their error reaches this share of the residual.
-_SHARE = 0.05
+_SHARE = 0.01
 # Steps without a gain of a tenth: then full precision is tried, then the iteration is at its end.
 _PATIENCE, _END = 4, 10
 _HIGH = lax.Precision.HIGHEST
