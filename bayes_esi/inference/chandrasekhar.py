@@ -40,6 +40,7 @@ __all__ = ["Gain", "Info", "Model", "State", "gain", "init", "step", "update_var
 # Directions dropped from the increment carry this fraction of the tolerance times the mean
 # predicted variance: summed over steps and over their effect on later ones, still below it.
 _DROPPED = 0.01
+_SMALL_RANK = 16  # below this rank nothing is gained by dropping
 
 
 @struct
@@ -98,10 +99,9 @@ def step(model: Model, state: State, tol) -> tuple[State, Info]:
     return new._replace(increment=increment), info
 
 
-@jax.jit
 def gain(state: State) -> Gain:
     """Factor the innovation covariance."""
-    return Gain(state.predicted_cov, jnp.linalg.cholesky(state.innovation_cov))
+    return Gain(state.predicted_cov, _cholesky(state.innovation_cov))
 
 
 @jax.jit
@@ -153,16 +153,19 @@ def _inverse(chol):
 def _drop(increment, limit):
     """Leave out directions of the increment whose squared norms sum to at most `limit`."""
     rank = increment.shape[1]
-    if rank == 1:
+    if rank <= _SMALL_RANK:
         return increment
     values, vectors = np.linalg.eigh(np.asarray(_gram(increment)))
     n_dropped = int(np.searchsorted(np.cumsum(np.maximum(values, 0)), limit, side="right"))
     # Few shapes, so that the step compiles a few times only.
-    block = -(-rank // 4)
+    block = max(-(-rank // 4), _SMALL_RANK)
     keep = max(-(-(rank - n_dropped) // block) * block, block)
     if keep >= rank:
         return increment
     return _rotate(increment, jnp.asarray(vectors[:, rank - keep :], increment.dtype))
+
+
+_cholesky = jax.jit(jnp.linalg.cholesky)
 
 
 @jax.jit
