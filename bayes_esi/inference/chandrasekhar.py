@@ -14,9 +14,9 @@ Z is n_states x rank, rank at most n_channels. Directions of Z that no longer ma
 tolerance are dropped, which makes late steps cheap. Gains are frozen once what is left to change,
 by geometric extrapolation, is below the tolerance in every predicted variance and in L.
 
-Predicted and filtered variances are exact:
+Predicted and filtered variances are exact; with Z_{t+1} = F Y_t, the rows of Y_t give the latter:
 
-    diag P_{t+1} = diag P_t - rowsum(Z_t^2),    diag P_t|t = diag P_t - rowsum((L_t S_t^(-1/2))^2)
+    diag P_{t+1} = diag P_t - rowsum(Z_t^2),    diag P_{t+1|t+1} = diag P_t|t - rowsum(Y_t^2)
 
 Cost of a step O(n_states n_channels rank).
 
@@ -35,7 +35,7 @@ from ..core.types import Array, Float
 from .sparse_product import multiply
 from .stationary_prior import Dynamics
 
-__all__ = ["Gain", "Info", "Model", "State", "gain", "init", "step", "update_variance"]
+__all__ = ["Gain", "Info", "Model", "State", "gain", "init", "step"]
 
 # Directions dropped from the increment carry this fraction of the tolerance times the mean
 # predicted variance: summed over steps and over their effect on later ones, still below it.
@@ -59,6 +59,7 @@ class State(NamedTuple):
     innovation_cov: Float[Array, "n_channels n_channels"]  # S
     increment: Float[Array, "n_states rank"]  # Z
     predicted_var: Float[Array, " n_states"] | None  # diag P, where it is followed
+    filtered_var: Float[Array, " n_states"] | None  # diag of P after sample t
 
 
 class Gain(NamedTuple):
@@ -74,6 +75,8 @@ class Info(NamedTuple):
     change_of_cov: float  # |Z W'| / |L|
     change_of_var: float  # largest rowsum(Z^2) / diag P
     rank: int
+    left: Array  # (n_states, k) and
+    right: Array  # (n_channels, k): L_{t+1} = L_t - left right' at the tolerance
 
 
 def init(model: Model, first_cov, first_var) -> State:
@@ -92,10 +95,14 @@ def init(model: Model, first_cov, first_var) -> State:
 
 def step(model: Model, state: State, tol) -> tuple[State, Info]:
     """Go from sample t to t + 1."""
-    new, change_of_cov, change_of_var = _advance(model, state)
+    new, difference, grams, change_of_cov, change_of_var = _advance(model, state)
     scale = model.dynamics.process_var if new.predicted_var is None else new.predicted_var
-    increment = _drop(new.increment, _DROPPED * tol * float(jnp.mean(scale)))
-    info = Info(float(change_of_cov), float(change_of_var), increment.shape[1])
+    increment = _drop(new.increment, np.asarray(grams[0]), _DROPPED * tol * float(jnp.mean(scale)))
+    size = float(jnp.linalg.norm(new.predicted_cov))
+    basis = _leading(np.asarray(grams[1]), (_DROPPED * tol * size) ** 2)
+    right = jnp.asarray(basis, difference.dtype)
+    left = _rotate(difference, right)
+    info = Info(float(change_of_cov), float(change_of_var), increment.shape[1], left, right)
     return new._replace(increment=increment), info
 
 
@@ -105,18 +112,14 @@ def gain(state: State) -> Gain:
 
 
 @jax.jit
-def update_variance(gain: Gain):
-    """Variance that one sample takes away, diag(P G' S^-1 G P): (n_states,) array."""
-    return jnp.sum((gain.predicted_cov @ _inverse(gain.innovation_chol).T) ** 2, axis=1)
-
-
-@jax.jit
 def _init(model, first_cov, first_var):
     n_channels = model.lead_field.shape[0]
     cov = model.lead_field @ first_cov
     cov = 0.5 * (cov + cov.T) + model.noise_var * jnp.eye(n_channels, dtype=cov.dtype)
     half = first_cov @ _inverse(jnp.linalg.cholesky(cov)).T
-    return State(first_cov, cov, multiply(model.dynamics.transition, half), first_var)
+    increment = multiply(model.dynamics.transition, half)
+    filtered_var = None if first_var is None else first_var - jnp.sum(half**2, axis=1)
+    return State(first_cov, cov, increment, first_var, filtered_var)
 
 
 @jax.jit
@@ -132,16 +135,20 @@ def _advance(model, state):
     # I + W' S^-1 W has no cancellation, unlike its inverse I - W' (S + W W')^-1 W.
     inner = half.T @ half + jnp.eye(half.shape[1], dtype=half.dtype)
     shrink = _inverse(jnp.linalg.cholesky(inner)).T
-    new = increment @ shrink - predicted_cov @ (inverse.T @ half @ shrink)
-    new = multiply(model.dynamics.transition, new)
+    inner_increment = increment @ shrink - predicted_cov @ (inverse.T @ half @ shrink)
+    new = multiply(model.dynamics.transition, inner_increment)
+    grams = new.T @ new, difference.T @ difference
     change_of_cov = jnp.linalg.norm(difference) / jnp.linalg.norm(predicted_cov)
     if state.predicted_var is None:
-        return State(predicted_cov, innovation_cov, new, None), change_of_cov, 0.0
+        state = State(predicted_cov, innovation_cov, new, None, None)
+        return state, difference, grams, change_of_cov, 0.0
     lost = jnp.sum(increment**2, axis=1)
     predicted_var = state.predicted_var - lost
+    filtered_var = state.filtered_var - jnp.sum(inner_increment**2, axis=1)
     tiny = jnp.finfo(lost.dtype).tiny
     change_of_var = jnp.max(lost / jnp.maximum(predicted_var, tiny))
-    return State(predicted_cov, innovation_cov, new, predicted_var), change_of_cov, change_of_var
+    state = State(predicted_cov, innovation_cov, new, predicted_var, filtered_var)
+    return state, difference, grams, change_of_cov, change_of_var
 
 
 def _inverse(chol):
@@ -150,27 +157,28 @@ def _inverse(chol):
     return jax.scipy.linalg.solve_triangular(chol, identity, lower=True)
 
 
-def _drop(increment, limit):
+def _drop(increment, gram, limit):
     """Leave out directions of the increment whose squared norms sum to at most `limit`."""
-    rank = increment.shape[1]
-    if rank <= _SMALL_RANK:
+    basis = _leading(gram, limit)
+    if basis.shape[1] == gram.shape[0]:
         return increment
-    values, vectors = np.linalg.eigh(np.asarray(_gram(increment)))
+    return _rotate(increment, jnp.asarray(basis, increment.dtype))
+
+
+def _leading(gram, limit):
+    """Directions (size, k) that leave at most `limit` of the trace of a Gram matrix behind."""
+    size = gram.shape[0]
+    if size <= _SMALL_RANK:
+        return np.eye(size)
+    values, vectors = np.linalg.eigh(gram)
     n_dropped = int(np.searchsorted(np.cumsum(np.maximum(values, 0)), limit, side="right"))
     # Few shapes, so that the step compiles a few times only.
-    block = max(-(-rank // 4), _SMALL_RANK)
-    keep = max(-(-(rank - n_dropped) // block) * block, block)
-    if keep >= rank:
-        return increment
-    return _rotate(increment, jnp.asarray(vectors[:, rank - keep :], increment.dtype))
+    block = max(-(-size // 8), _SMALL_RANK)
+    keep = min(max(-(-(size - n_dropped) // block), 1) * block, size)
+    return vectors[:, size - keep :]
 
 
 _cholesky = jax.jit(jnp.linalg.cholesky)
-
-
-@jax.jit
-def _gram(x):
-    return x.T @ x
 
 
 @jax.jit

@@ -69,7 +69,7 @@ def prepare(
     noise_var,
     n_times,
     *,
-    tol=1e-11,
+    tol=None,
     with_var=True,
     memory_limit=4 * 2**30,
     progress=lambda done: None,
@@ -102,7 +102,7 @@ def run(
     smooth=True,
     n_draws=16,
     key=None,
-    tol=1e-11,
+    tol=None,
     memory_limit=4 * 2**30,
     progress=lambda done: None,
     gains=None,
@@ -121,8 +121,8 @@ def run(
         Draws for the smoothed variances, at least 4.
     key : PRNG key
         For the draws; needed if `smooth`.
-    tol : float
-        Relative accuracy of gains and exact variances.
+    tol : float, optional
+        Relative accuracy of gains and exact variances; see `solve_gains`.
     memory_limit : float
         Bytes for stored gains, series and draws together, beside the output.
     progress : callable
@@ -169,7 +169,7 @@ def run(
         std_error = error / np.maximum(2 * std**2, tiny)
     else:
         mean = filtered.mean
-        std = np.sqrt(np.maximum(gains.predicted_var - gains.update_var, 0.0))[rows]
+        std = np.sqrt(np.maximum(gains.filtered_var, 0.0))[rows]
         std_error = np.broadcast_to(np.zeros((), std.dtype), std.shape)
         progress(1.0)
     return CoupledMoments(

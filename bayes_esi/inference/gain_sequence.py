@@ -1,7 +1,8 @@
 """The gains of a whole recording, forwards and backwards, within a memory limit.
 
-Gains change until they are steady (`chandrasekhar`); from then on one gain serves. Transient
-gains, n_states x n_channels each, are kept if they fit. If not, they are computed again from
+Gains change until they are steady (`chandrasekhar`); from then on one gain serves. Of a transient
+gain only its difference to the next is kept, as a product of low rank, and L is walked forwards or
+backwards in time by adding them up. If they do not fit in memory, gains are computed again from
 saved states of the recursion: backwards, a stretch too long to hold is halved until it is not,
 which costs a factor log2(length / room) in time and as many saved states in memory.
 
@@ -28,6 +29,8 @@ from .stationary_prior import (
 __all__ = ["Block", "GainSequence", "solve_gains"]
 
 _N_PROBES = 4
+_FEW_STATES = 1000
+_ALIGNED = 8
 # Gains this close to their limits make variances that differ from the steady ones by less than
 # any Monte Carlo error.
 LOOSE_TOL = 1e-5
@@ -56,8 +59,8 @@ class GainSequence:
         Samples before predicted variances are within 1e-5 of their limits.
     steady : chandrasekhar.Gain
         The last gain: frozen, or that of the last sample.
-    predicted_var, update_var : (n_transient + 1 or n_times, n_states) arrays or None
-        Diagonal of P_t, and what sample t takes from it; the last row holds from then on.
+    predicted_var, filtered_var : (n_transient + 1, n_states) arrays or None
+        Diagonals of P before and after each sample; the last row holds from then on.
     dare_residual : float
         Relative residual of the Riccati equation at the last gain.
     """
@@ -68,35 +71,57 @@ class GainSequence:
         cov = first.predicted_cov
         self.room = max(int(memory_limit / (cov.size * cov.dtype.itemsize)), 1)
         self.n_transient, self.n_loose = n_times - 1, n_times
-        self.steady = self.predicted_var = self.update_var = self.dare_residual = None
-        self._stored = []
+        self.steady = self.predicted_var = self.filtered_var = self.dare_residual = None
+        self._steps, self._bytes_left = [], memory_limit
 
-    def keep(self, gain):
-        """Store the next transient gain, or none at all once they no longer fit."""
-        if self._stored is not None:
-            self._stored.append(gain)
-            if len(self._stored) > self.room:
-                self._stored = None
+    @property
+    def is_stored(self):
+        """Whether the transient gains fit in memory."""
+        return self._steps is not None
+
+    def keep(self, gain, info):
+        """Store how the gain of the next sample differs from this, unless memory is spent."""
+        if self._steps is not None:
+            self._steps.append((gain.innovation_chol, info.left, info.right))
+            self._bytes_left -= sum(x.size * x.dtype.itemsize for x in self._steps[-1])
+            if self._bytes_left < 0:
+                self._steps = None
 
     def blocks(self):
         """Yield the blocks in the order of time."""
-        if self._stored is not None:
-            transient = iter(self._stored)
-        else:
-            transient = self._recompute(self.first, self.n_transient)
-        for t, gain in enumerate(transient):
+        for t, gain in enumerate(self._forwards()):
             yield Block(gain, t, 1)
-        yield Block(self.steady, self.n_transient, self.n_times - self.n_transient)
+        yield from self._steady_blocks()
 
     def reversed_blocks(self):
         """Yield the blocks backwards in time."""
-        yield Block(self.steady, self.n_transient, self.n_times - self.n_transient)
-        if self._stored is not None:
-            backwards = reversed(self._stored)
-        else:
-            backwards = self._backwards(self.first, self.n_transient)
-        for t, gain in zip(range(self.n_transient - 1, -1, -1), backwards, strict=True):
+        yield from reversed(self._steady_blocks())
+        for t, gain in zip(range(self.n_transient - 1, -1, -1), self._backwards(), strict=True):
             yield Block(gain, t, 1)
+
+    def _steady_blocks(self):
+        """One long block, whose length changes seldom with the model, so that it compiles once."""
+        start = min(-(-self.n_transient // _ALIGNED) * _ALIGNED, self.n_times - 1)
+        singles = [Block(self.steady, t, 1) for t in range(self.n_transient, start)]
+        return [*singles, Block(self.steady, start, self.n_times - start)]
+
+    def _forwards(self):
+        if self._steps is None:
+            yield from self._recompute(self.first, self.n_transient)
+            return
+        cov = self.first.predicted_cov
+        for chol, left, right in self._steps:
+            yield chandrasekhar.Gain(cov, chol)
+            cov = _walk(cov, -left, right)
+
+    def _backwards(self):
+        if self._steps is None:
+            yield from self._recompute_backwards(self.first, self.n_transient)
+            return
+        cov = self.steady.predicted_cov
+        for chol, left, right in reversed(self._steps):
+            cov = _walk(cov, left, right)
+            yield chandrasekhar.Gain(cov, chol)
 
     def _recompute(self, state, length):
         for i in range(length):
@@ -104,7 +129,7 @@ class GainSequence:
             if i + 1 < length:
                 state, _ = chandrasekhar.step(self.model, state, self.tol)
 
-    def _backwards(self, state, length):
+    def _recompute_backwards(self, state, length):
         if length <= max(self.room, 1):
             yield from reversed(list(self._recompute(state, length)))
             return
@@ -112,13 +137,20 @@ class GainSequence:
         middle = state
         for _ in range(half):
             middle, _ = chandrasekhar.step(self.model, middle, self.tol)
-        yield from self._backwards(middle, length - half)
+        yield from self._recompute_backwards(middle, length - half)
         del middle
-        yield from self._backwards(state, half)
+        yield from self._recompute_backwards(state, half)
 
 
 def solve_gains(
-    model, n_times, *, tol=1e-11, memory_limit=4 * 2**30, with_var=True, progress=lambda done: None
+    model,
+    n_times,
+    *,
+    tol=None,
+    memory_limit=4 * 2**30,
+    with_var=True,
+    keep=True,
+    progress=lambda done: None,
 ):
     """Compute the gains for `n_times` samples from a stationary start.
 
@@ -126,13 +158,16 @@ def solve_gains(
     ----------
     model : chandrasekhar.Model
     n_times : int
-    tol : float
-        Relative accuracy of gains and variances at which they are frozen. In single precision not
-        below a few roundings.
+    tol : float, optional
+        Relative accuracy of gains and variances at which they are frozen; in single precision not
+        below a few roundings. Default 1e-11 up to 1,000 states and 1e-9 beyond, where each
+        tenfold may cost ten seconds.
     memory_limit : float
         Bytes for transient gains, and before them for the series of the stationary law.
     with_var : bool
         Follow predicted and filtered variances, which needs the diagonal of the stationary law.
+    keep : bool
+        Keep what filter and smoother of a recording need; without it, the last gain only.
     progress : callable
         Called with the share of the work done, 0 to 1.
 
@@ -146,9 +181,12 @@ def solve_gains(
         If the transition forgets too slowly for a stationary law to be summed.
     """
     system = model.dynamics
+    n_channels, n_states = model.lead_field.shape
+    if tol is None:
+        tol = 1e-11 if n_states <= _FEW_STATES else 1e-9
     tol = max(tol, 30 * float(jnp.finfo(model.lead_field.dtype).eps))
     n_terms = count_terms(system, 0.1 * tol)
-    probes = np.random.default_rng(0).standard_normal((model.lead_field.shape[0], _N_PROBES))
+    probes = np.random.default_rng(0).standard_normal((n_channels, _N_PROBES))
     probes = jnp.asarray(probes, model.lead_field.dtype)
     combined, shifted = _probe(model, probes)
     right = jnp.concatenate([model.lead_field.T, shifted], axis=1)
@@ -158,22 +196,24 @@ def solve_gains(
     if with_var:
         first_var = stationary_variance(system, n_terms, 0.1 * tol, memory_limit / 2)
     progress(0.7)
-    n_channels = model.lead_field.shape[0]
     state = chandrasekhar.init(model, covs[:, :n_channels], first_var)
     follow = covs[:, n_channels:]
     del covs, right
     gains = GainSequence(model, state, n_times, n_terms, tol, memory_limit)
-    predicted, updates, last = [], [], np.zeros(2)
+    predicted, filtered, last = [], [], np.zeros(2)
     for t in range(n_times):
         gain = chandrasekhar.gain(state)
+        if with_var and not keep:
+            predicted, filtered = [], []
         if with_var:
             predicted.append(np.asarray(state.predicted_var))
-            updates.append(np.asarray(chandrasekhar.update_variance(gain)))
+            filtered.append(np.asarray(state.filtered_var))
         if t == gains.n_transient:
             break
-        gains.keep(gain)
         follow = _follow(follow, state.increment, shifted)
         state, info = chandrasekhar.step(model, state, tol)
+        if keep:
+            gains.keep(gain, info)
         change = np.array([info.change_of_cov, info.change_of_var])
         left = _left_to_change(change, last)
         last = change
@@ -184,9 +224,14 @@ def solve_gains(
     gains.steady = gain
     gains.dare_residual = float(_riccati_residual(model, gain, probes, combined, shifted, follow))
     if with_var:
-        gains.predicted_var, gains.update_var = np.stack(predicted), np.stack(updates)
+        gains.predicted_var, gains.filtered_var = np.stack(predicted), np.stack(filtered)
     progress(1.0)
     return gains
+
+
+@jax.jit
+def _walk(cov, left, right):
+    return cov + left @ right.T
 
 
 def _left_to_change(change, last):

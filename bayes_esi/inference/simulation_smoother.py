@@ -120,7 +120,7 @@ def smoothed_variance(key, gains, n_draws, memory_limit, progress=lambda done: N
     n_states = gains.model.dynamics.process_var.shape[0]
     dtype = gains.predicted_var.dtype
     variance, std_error = np.empty((n_times, n_states), dtype), np.empty((n_times, n_states), dtype)
-    filtered_var = gains.predicted_var - gains.update_var
+    filtered_var = gains.filtered_var
     for start, squares in edges.items():
         times = slice(start, start + squares.shape[1])
         rows = np.minimum(np.arange(times.start, times.stop), gains.n_transient)
