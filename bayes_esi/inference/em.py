@@ -39,7 +39,8 @@ __all__ = ["EMResult", "run"]
 
 _PARTS = ("process", "scale", "noise")
 _DENSE_STATES = 300
-# Disturbances of the past older than this leave less than this of their variance.
+# Older disturbances of the past leave less than this of their variance at the first sample. Counting
+# more of them, of which the data say nothing, would only shorten the steps.
 _PAST_TOL = 1e-6
 
 
@@ -143,9 +144,7 @@ def run(
             memory_limit=memory_limit,
         )
         if n_past is None:
-            n_past = gains.n_terms
-            if not exact:
-                n_past = min(n_past, count_terms(gains.model.dynamics, _PAST_TOL))
+            n_past = count_terms(gains.model.dynamics, _PAST_TOL)
         filtered = disturbance_smoother.run_filter(gains, samples, keep_mean=False)
         likelihoods.append(filtered.log_likelihood)
         posteriors.append(filtered.log_likelihood + _log_prior(process_cov, groups, prior))

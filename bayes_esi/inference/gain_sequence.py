@@ -82,7 +82,10 @@ class GainSequence:
     def keep(self, gain, info):
         """Store how the gain of the next sample differs from this, unless memory is spent."""
         if self._steps is not None:
-            self._steps.append((gain.innovation_chol, info.left, info.right))
+            left = info.left
+            if info.change_of_cov * float(jnp.finfo(jnp.float32).eps) < 0.01 * self.tol:
+                left = left.astype(jnp.float32)
+            self._steps.append((gain.innovation_chol, left, info.right))
             self._bytes_left -= sum(x.size * x.dtype.itemsize for x in self._steps[-1])
             if self._bytes_left < 0:
                 self._steps = None
@@ -231,7 +234,7 @@ def solve_gains(
 
 @jax.jit
 def _walk(cov, left, right):
-    return cov + left @ right.T
+    return cov + left.astype(cov.dtype) @ right.T
 
 
 def _left_to_change(change, last):
