@@ -39,8 +39,8 @@ __all__ = ["EMResult", "run"]
 
 _PARTS = ("process", "scale", "noise")
 _DENSE_STATES = 300
-# Older disturbances of the past leave less than this of their variance at the first sample. Counting
-# more of them, of which the data say nothing, would only shorten the steps.
+# Older disturbances of the past leave less than this of their variance at the first sample.
+# Counting more of them, of which the data say nothing, would only shorten the steps.
 _PAST_TOL = 1e-6
 
 
