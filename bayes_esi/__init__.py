@@ -5,6 +5,7 @@ import importlib
 from .api import compare, example_recording, from_mne, infer, load, methods, template_head
 from .core.status import InferenceError, Status
 from .models.autoregressive import AutoregressiveSources
+from .models.coupled import CoupledSources, neighbour_dynamics
 from .models.gaussian import GaussianSources
 from .models.problem import Problem
 from .models.static_dipoles import StaticDipoles
@@ -13,6 +14,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AutoregressiveSources",
+    "CoupledSources",
     "GaussianSources",
     "InferenceError",
     "Problem",
@@ -26,6 +28,7 @@ __all__ = [
     "infer",
     "load",
     "methods",
+    "neighbour_dynamics",
     "template_head",
 ]
 

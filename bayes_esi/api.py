@@ -56,7 +56,7 @@ def infer(
 
     Parameters
     ----------
-    model : GaussianSources, AutoregressiveSources or StaticDipoles
+    model : GaussianSources, AutoregressiveSources, CoupledSources or StaticDipoles
     problem : Problem
     key : PRNG key, optional
         Of `jax.random`; by default ``jax.random.key(0)``. The same key gives the same result.

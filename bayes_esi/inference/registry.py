@@ -4,6 +4,7 @@ import importlib
 
 from ..core.checks import check_choice
 from ..models.autoregressive import AutoregressiveSources
+from ..models.coupled import CoupledSources
 from ..models.gaussian import GaussianSources
 from ..models.static_dipoles import StaticDipoles
 
@@ -12,6 +13,7 @@ __all__ = ["METHODS", "find", "methods", "table"]
 METHODS = {
     GaussianSources: ("closed_form", "nuts"),
     AutoregressiveSources: ("kalman_smoother", "kalman_filter", "nuts"),
+    CoupledSources: ("kalman_smoother", "kalman_filter", "em", "block_diagonal"),
     StaticDipoles: ("smc", "reversible_jump", "enumerate"),
 }
 
@@ -19,6 +21,7 @@ METHODS = {
 _RUNNERS = {
     GaussianSources: "source_inference",
     AutoregressiveSources: "source_inference",
+    CoupledSources: "coupled_inference",
     StaticDipoles: "dipole_inference",
 }
 

@@ -77,7 +77,7 @@ def read(path, kind="posterior"):
 
 
 def _in_memory(tree):
-    """Load every group; `DataTree.load` leaves deeper ones on disk."""
+    """Load every group, so that the file can be closed."""
     import xarray as xr
 
     groups = {node.path: node.to_dataset(inherit=False).load() for node in tree.subtree}

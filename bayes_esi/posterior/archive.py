@@ -13,9 +13,11 @@ import numpy as np
 from scipy import sparse
 
 from ..core.status import Status
+from ..inference.coupled_kalman import CoupledMoments
 from ..inference.regularisation import RegularisationCurve
 from ..inference.separable import SeparableMoments
 from ..models.autoregressive import AutoregressiveSources
+from ..models.coupled import CoupledSources
 from ..models.gaussian import GaussianSources
 from ..models.problem import Problem
 from ..models.static_dipoles import StaticDipoles
@@ -28,6 +30,8 @@ _CLASSES = {
     kind.__name__: kind
     for kind in (
         AutoregressiveSources,
+        CoupledMoments,
+        CoupledSources,
         DipoleDraws,
         DipolePosterior,
         GaussianSources,

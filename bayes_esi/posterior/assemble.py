@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..inference.coupled_inference import CoupledResult
 from ..inference.dipole_inference import Result
 from .dipoles import DipoleDraws, DipolePosterior
 from .sources import SourcePosterior
@@ -16,7 +17,7 @@ def assemble(model, problem, method, result):
     ----------
     model, problem
     method : str
-    result : Result or SourceResult
+    result : Result, SourceResult or CoupledResult
 
     Returns
     -------
@@ -24,6 +25,22 @@ def assemble(model, problem, method, result):
     """
     if isinstance(result, Result):
         return _dipoles(model, problem, method, result)
+    if isinstance(result, CoupledResult):
+        return SourcePosterior(
+            problem=problem,
+            model=model,
+            method=method,
+            moments=result.moments,
+            hyper=result.hyper,
+            hyper_std={},
+            draws={},
+            sample_stats={"log_posterior": result.trace} if result.trace.size else {},
+            log_evidence=result.log_evidence,
+            log_evidence_std=0.0,
+            curve=None,
+            observed=np.ones(problem.n_times, bool),
+            status=result.status,
+        )
     return SourcePosterior(
         problem=problem,
         model=model,

@@ -87,6 +87,11 @@ class SeparableSources:
             separable.multiply(self.synthesis(component), self.moments.mean[component])
         )
 
+    def fitted(self):
+        """Whitened field of the posterior mean: (rank, n_times)."""
+        pairs = zip(self.moments.analysis, self.moments.mean, strict=True)
+        return np.mean([np.linalg.solve(a, m) for a, m in pairs], axis=0)
+
     # ---------------------------------------------------------------- draws
 
     def sample(self, key, n_draws, sources=None):

@@ -11,6 +11,7 @@ from ..core.status import Status
 from ..inference import separable
 from ..models.problem import Problem
 from . import statistics
+from .coupled_sources import CoupledAnswers, SteadyFilter
 from .separable_sources import SeparableSources
 
 __all__ = ["KINDS", "QUANTITIES", "STATISTICS", "SourcePosterior"]
@@ -69,8 +70,15 @@ class SourcePosterior:
     @functools.cached_property
     def answers(self):
         """The object that computes from the factors."""
-        is_filter = self.method == "kalman_filter"
+        is_filter = self.method in ("kalman_filter", "block_diagonal")
+        if not self.is_separable:
+            return CoupledAnswers(self.problem, self.model, self.moments, self.hyper, is_filter)
         return SeparableSources(self.problem, self.model, self.moments, is_filter, self.observed)
+
+    @property
+    def is_separable(self):
+        """Whether time and space separate: true of all models but `CoupledSources`."""
+        return isinstance(self.moments, separable.SeparableMoments)
 
     @functools.cached_property
     def mean(self):
@@ -89,6 +97,7 @@ class SourcePosterior:
     @property
     def lambda2(self):
         """The Tikhonov parameter 1 / SNR^2 in MNE's scaling that the scales amount to."""
+        self._check_separable("lambda2")
         eigenvalues = self.moments.eigenvalues[0]
         scale = float(self.hyper["source_std"]) / self.problem.moment_unit
         return float(eigenvalues.size / eigenvalues.sum() / scale**2)
@@ -119,7 +128,8 @@ class SourcePosterior:
             "dSPM": the estimate over the standard deviation that noise alone gives to it.
             "sLORETA": over its standard deviation under the model, with the full block of each
             source. "eLORETA": the estimate (in A·m) under weights that locate single sources
-            without error, at the same `lambda2`, noise level and law in time.
+            without error, at the same `lambda2`, noise level and law in time. Of `CoupledSources`:
+            "standardised", the filtered mean over the deviation of its update.
 
         Returns
         -------
@@ -136,6 +146,9 @@ class SourcePosterior:
         Dale et al. 2000, doi:10.1016/S0896-6273(00)81138-1 (dSPM); Pascual-Marqui 2002, Methods
         Find Exp Clin Pharmacol 24D:5-12 (sLORETA); Pascual-Marqui 2007, arXiv:0710.3341 (eLORETA).
         """
+        if not self.is_separable:
+            check_choice("name", name, ("standardised",))
+            return self.answers.standardised()
         check_choice("name", name, STATISTICS)
         self._check_single(name)
         if self.moments.cov is not None:
@@ -190,6 +203,7 @@ class SourcePosterior:
         ValueError
             If the problem has another lead field, noise, or number of samples.
         """
+        self._check_separable("An inverse operator for other data")
         own = self.problem
         is_same = problem.data.shape == own.data.shape and all(
             a is b or np.array_equal(a, b)
@@ -230,13 +244,23 @@ class SourcePosterior:
 
         Returns
         -------
-        OnlineFilter
-            ``state = f.init()``, then ``state, now = f.step(state, sample)`` for each sample.
+        OnlineFilter or SteadyFilter
+            ``state = f.init()``, then ``state, now = f.step(state, sample)`` for each sample. Of
+            `CoupledSources` with the steady gain.
         """
         from .stream import OnlineFilter
 
+        if not self.is_separable:
+            return SteadyFilter(self)
         self._check_single("An online filter")
         return OnlineFilter(self)
+
+    def _check_separable(self, what):
+        if not self.is_separable:
+            raise ValueError(
+                f"{what} belongs to models whose time and space separate, such as "
+                "AutoregressiveSources; this posterior is of CoupledSources."
+            )
 
     def _check_single(self, what):
         if self.moments.n_components > 1:
@@ -261,6 +285,8 @@ class SourcePosterior:
         from .resolution import Resolution
 
         check_choice("course", course, ("sustained", "impulse"))
+        self._check_separable("A resolution matrix")
+        self._check_single("A resolution matrix")
         field = np.asarray(self.answers.prior.field.lead_field, np.float64)
         if field.shape[2] > 1:
             field = np.asarray(self.problem.lead_field, np.float64)
@@ -272,9 +298,7 @@ class SourcePosterior:
     @functools.cached_property
     def fitted(self):
         """Whitened field of the posterior mean: (rank, n_times)."""
-        moments = self.moments
-        back = [np.linalg.solve(a, m) for a, m in zip(moments.analysis, moments.mean, strict=True)]
-        return np.mean(back, axis=0)
+        return self.answers.fitted()
 
     @functools.cached_property
     def residual_autocorrelation(self):
@@ -380,14 +404,14 @@ class SourcePosterior:
         Parameters
         ----------
         quantity : str
-            "mean" or "std" (vector estimates if orientations are free), "dSPM", "sLORETA" or
-            "eLORETA".
+            "mean" or "std" (vector estimates if orientations are free), or a statistic.
 
         Returns
         -------
         mne.SourceEstimate, VolSourceEstimate, MixedSourceEstimate or their vector kinds
         """
-        return ports.perform(self, "to_mne", check_choice("quantity", quantity, QUANTITIES))
+        quantities = QUANTITIES if self.is_separable else ("mean", "std", "standardised")
+        return ports.perform(self, "to_mne", check_choice("quantity", quantity, quantities))
 
     def plot(self, kind="overview", **kwargs):
         """Draw the posterior.
@@ -404,8 +428,16 @@ class SourcePosterior:
         -------
         matplotlib.figure.Figure or Axes
         """
-        kinds = (*KINDS, "cortex", "glass_brain")
+        kinds = (*self.kinds, "cortex", "glass_brain")
         return ports.perform(self, "plot", check_choice("kind", kind, kinds), **kwargs)
+
+    @property
+    def kinds(self):
+        """Figures that this posterior has, of `KINDS`."""
+        if not self.is_separable:
+            return ("overview", "courses", "map")
+        is_one_map = self.moments.n_components == 1 and self.moments.cov is None
+        return tuple(kind for kind in KINDS if kind != "resolution" or is_one_map)
 
     def save(self, path):
         """Write everything to a NetCDF file that `bayes_esi.load` reads. Never pickle."""

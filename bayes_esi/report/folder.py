@@ -6,10 +6,9 @@ import tempfile
 from pathlib import Path
 
 from ..posterior.dipoles import DipolePosterior
-from ..posterior.sources import KINDS as SOURCE_FIGURES
 from .text import describe
 
-__all__ = ["BRAIN_FIGURES", "DIPOLE_FIGURES", "SOURCE_FIGURES", "figures_of", "write_folder"]
+__all__ = ["BRAIN_FIGURES", "DIPOLE_FIGURES", "figures_of", "write_folder"]
 
 DIPOLE_FIGURES = ("overview", "n_dipoles", "intensity", "moments", "predictive", "trace")
 # Of sources on the cortex of the average head, too.
@@ -71,9 +70,7 @@ def figures_of(posterior):
     if isinstance(posterior, DipolePosterior):
         figures = DIPOLE_FIGURES
     else:
-        # Of a mixture over hyper-parameters there is no single linear map to resolve.
-        is_mixture = posterior.moments.n_components > 1
-        figures = tuple(k for k in SOURCE_FIGURES if not (is_mixture and k == "resolution"))
+        figures = posterior.kinds
     is_average = problem.subject == "fsaverage" and set(problem.block_kinds) == {"lh", "rh"}
     return figures + (BRAIN_FIGURES if is_average else ())
 

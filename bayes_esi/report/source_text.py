@@ -16,6 +16,9 @@ _SHARES = {"depth": "Depth", "smoothness": "Smooth"}
 def method(posterior):
     """Model and how it was computed."""
     model, problem = posterior.model, posterior.problem
+    if not posterior.is_separable:
+        links = model.transition.nnz / model.transition.shape[0]
+        return f"{posterior.method} of CoupledSources: {links:.1f} links to each state"
     if posterior.mean.shape[1] == 1:
         orientation = "fixed orientation"
     else:
@@ -34,6 +37,11 @@ def method(posterior):
 def facts(posterior):
     """Hyper-parameters, each known or with its deviation, and the regularisation."""
     hyper, problem = posterior.hyper, posterior.problem
+    if not posterior.is_separable:
+        return [
+            f"Noise     level {level:.3g} relative to noise_cov ({name})"
+            for level, name in zip(hyper["noise_std"], problem.group_names, strict=True)
+        ]
     lines = [f"Sources   std {_told(posterior, 'source_std', 1e9, is_relative=True)[0]} nA·m"]
     levels = _told(posterior, "noise_std", is_relative=True)
     lines += [
@@ -91,7 +99,7 @@ def remarks(posterior):
 def doubts(posterior):
     """What speaks against believing all of it."""
     lines = []
-    is_dynamic = hasattr(posterior.model, "kernel")
+    is_dynamic = hasattr(posterior.model, "kernel") or not posterior.is_separable
     correlation = posterior.residual_autocorrelation
     if correlation > _HIGH_AUTOCORRELATION:
         told = f"The residual is correlated in time (neighbouring samples: {correlation:.2f}), but "

@@ -30,6 +30,10 @@ def courses_along(posterior, sources, directions):
         In A·m.
     """
     answers, moments = posterior.answers, posterior.moments
+    if not posterior.is_separable:
+        # Of coupled sources deviations are known along the axes alone: this is their bound.
+        mean = np.einsum("na,nat->nt", directions, posterior.mean[sources])
+        return mean, np.einsum("na,nat->nt", np.abs(directions), posterior.std[sources])
     means, variance = [], 0.0
     for c in range(moments.n_components):
         growth = moments.prior_variance[c]

@@ -63,10 +63,13 @@ def plot_overview(posterior):
     """
     fig = plt.figure(figsize=(15, 11), layout="constrained")
     top, bottom = fig.subfigures(2, 1, height_ratios=(2.3, 1.0))
-    axes = top.subplots(2, 4, width_ratios=(1, 1, 1, 1.1))
+    if posterior.is_separable:
+        axes = top.subplots(2, 4, width_ratios=(1, 1, 1, 1.1))
+        plot_regularisation(posterior, ax=axes[0, 3])
+        draw_fit(axes[1, 3], posterior)
+    else:
+        axes = top.subplots(2, 3)
     plot_map(posterior, axes=axes[:, :3])
-    plot_regularisation(posterior, ax=axes[0, 3])
-    draw_fit(axes[1, 3], posterior)
     plot_courses(posterior, axes=bottom.subplots(1, _N_COURSES, sharey=True))
     write_heading(fig, _facts(posterior), posterior.status)
     return fig
@@ -85,9 +88,8 @@ def _facts(posterior):
         f"log evidence {posterior.log_evidence:.1f}"
         + (f" ± {error:.1f} nats" if np.isfinite(error) else " nats"),
     ]
-    result = [
-        f"SNR {posterior.lambda2**-0.5:.2g}",
-        f"source std {1e9 * float(posterior.hyper['source_std']):.3g} nA·m",
-        f"residual autocorrelation {residual}",
-    ]
+    result = [f"residual autocorrelation {residual}"]
+    if posterior.is_separable:
+        scale = 1e9 * float(posterior.hyper["source_std"])
+        result = [f"SNR {posterior.lambda2**-0.5:.2g}", f"source std {scale:.3g} nA·m", *result]
     return [" · ".join(run), " · ".join(result)]
