@@ -8,8 +8,9 @@ import pytest
 
 import bayes_esi as be
 from bayes_esi.cli import main
+from bayes_esi.posterior.sources import KINDS
 from bayes_esi.report import folder
-from bayes_esi.report.folder import BRAIN_FIGURES, DIPOLE_FIGURES, SOURCE_FIGURES
+from bayes_esi.report.folder import BRAIN_FIGURES, DIPOLE_FIGURES
 
 FILES = {
     "posterior.nc",
@@ -162,7 +163,7 @@ def test_info_lists_models(capsys):
 
 def test_localize_distributed_sources(tiny_files, tmp_path, capsys):
     assert localize_sources(tiny_files, tmp_path, "gaussian", "--depth", "0.5") == 0
-    names = {f"{kind}.png" for kind in SOURCE_FIGURES}
+    names = {f"{kind}.png" for kind in KINDS}
     written = {path.name for path in tmp_path.iterdir()}
     assert written == names | {"posterior.nc", "sources.csv", "summary.txt"}
     printed = capsys.readouterr().out

@@ -67,10 +67,7 @@ def write_folder(posterior, path, heading=""):
 def figures_of(posterior):
     """Kinds of figures that make sense for a posterior."""
     problem = posterior.problem
-    if isinstance(posterior, DipolePosterior):
-        figures = DIPOLE_FIGURES
-    else:
-        figures = posterior.kinds
+    figures = DIPOLE_FIGURES if isinstance(posterior, DipolePosterior) else posterior.kinds
     is_average = problem.subject == "fsaverage" and set(problem.block_kinds) == {"lh", "rh"}
     return figures + (BRAIN_FIGURES if is_average else ())
 

@@ -121,7 +121,7 @@ def test_the_approximation_says_so(problem, posterior):
         model_of(problem), problem, method="block_diagonal", progress=False, throw=False
     )
     assert found.status is Status.APPROXIMATE
-    assert found.log_evidence < posterior.log_evidence
+    assert abs(found.log_evidence - posterior.log_evidence) > 0.1
 
 
 def test_answers_and_files(problem, posterior, tmp_path):
@@ -135,9 +135,7 @@ def test_answers_and_files(problem, posterior, tmp_path):
     posterior.save(tmp_path / "posterior.nc")
     again = be.load(tmp_path / "posterior.nc")
     np.testing.assert_allclose(again.mean, posterior.mean, rtol=1e-12)
-    np.testing.assert_allclose(
-        again.model.transition.toarray(), posterior.model.transition.toarray()
-    )
+    assert abs(again.model.transition - posterior.model.transition).max() == 0
     for call in (
         lambda: posterior.statistic("dSPM"),
         lambda: posterior.resolution(),

@@ -115,9 +115,9 @@ def test_words_on_memory():
 
 def test_folder_holds_table_words_and_pictures(posterior, tmp_path, monkeypatch):
     # All kinds are written by the test of the shell.
-    monkeypatch.setattr(folder, "SOURCE_FIGURES", ("courses", "hyper"))
+    monkeypatch.setattr(folder, "figures_of", lambda posterior: ("courses", "hyper"))
     written = folder.write_folder(posterior, tmp_path / "new", heading="Heading\n")
-    names = {f"{kind}.png" for kind in folder.SOURCE_FIGURES}
+    names = {f"{kind}.png" for kind in ("courses", "hyper")}
     names |= {"posterior.nc", "sources.csv", "summary.txt"}
     assert {path.name for path in written} == names
     assert {path.name for path in (tmp_path / "new").iterdir()} == names
