@@ -2,7 +2,17 @@
 
 import importlib
 
-from .api import compare, example_recording, from_mne, infer, load, methods, template_head
+from .api import (
+    clara,
+    compare,
+    example_recording,
+    from_mne,
+    infer,
+    lcmv,
+    load,
+    methods,
+    template_head,
+)
 from .core.status import InferenceError, Status
 from .models.autoregressive import AutoregressiveSources
 from .models.coupled import CoupledSources, neighbour_dynamics
@@ -20,12 +30,14 @@ __all__ = [
     "Problem",
     "StaticDipoles",
     "Status",
+    "clara",
     "compare",
     "distributions",
     "example_recording",
     "forward",
     "from_mne",
     "infer",
+    "lcmv",
     "load",
     "methods",
     "neighbour_dynamics",

@@ -6,17 +6,21 @@ import jax
 import numpy as np
 
 from .core import ports
+from .core.checks import check_choice
 from .core.status import InferenceError
 from .inference import registry
 from .models.problem import Problem
 from .models.source_likelihood import prepare
 from .posterior.assemble import assemble
+from .posterior.maps import clara, lcmv
 
 __all__ = [
+    "clara",
     "compare",
     "example_recording",
     "from_mne",
     "infer",
+    "lcmv",
     "load",
     "methods",
     "template_head",
@@ -243,6 +247,25 @@ def _sources_to_mne(posterior, quantity):
     return source_estimate(posterior.problem, values)
 
 
+def _map_to_mne(source_map, quantity):
+    from .io.mne import source_estimate
+
+    quantity = check_choice("quantity", quantity, ("values", "power"))
+    return source_estimate(source_map.problem, getattr(source_map, quantity))
+
+
+def _plot_power(source_map, **kwargs):
+    from .viz.source_map import plot_power
+
+    return plot_power(source_map, **kwargs)
+
+
+def _data_cov(problem, data_cov):
+    from .io._channels import covariance_of
+
+    return covariance_of(data_cov, problem.ch_names)
+
+
 def _plot_dipoles(posterior, kind, **kwargs):
     if kind in ("cortex", "glass_brain"):
         from .viz import brain as drawings
@@ -325,6 +348,8 @@ def _source_space(head, order):
 for class_name, verbs in {
     "DipolePosterior": {"save": _save, "to_mne": _dipoles_to_mne, "plot": _plot_dipoles},
     "SourcePosterior": {"save": _save, "to_mne": _sources_to_mne, "plot": _plot_sources},
+    "SourceMap": {"to_mne": _map_to_mne, "plot": _plot_power},
+    "Problem": {"data_cov": _data_cov},
     "OffGridPosterior": {"to_mne": _moving_to_mne},
     "StaticDipoles": {"numpyro": _dipole_program},
     "GaussianSources": {"numpyro": _program, "prepare": prepare},

@@ -1,5 +1,7 @@
 """Where distributed sources are, and how sure that is: three projections of a quantity."""
 
+import numpy as np
+from matplotlib.colors import Normalize
 from matplotlib.patheffects import withStroke
 
 from .common import COLOURS
@@ -7,7 +9,7 @@ from .quantities import at_sample, norm_of, rows_of, sample_of
 from .source_courses import chosen_sources
 from .views import VIEWS, draw_views, take_views, write_number
 
-__all__ = ["plot_map"]
+__all__ = ["plot_map", "plot_power"]
 
 _EDGE = [withStroke(linewidth=2.5, foreground="white")]
 
@@ -56,4 +58,24 @@ def plot_map(posterior, *, axes=None, quantity="mean", time=None, sources=None):
             colour = COLOURS[(number - 1) % len(COLOURS)]
             ax.plot(*place[plane], "o", ms=7, mfc="none", mec=colour, path_effects=_EDGE)
             write_number(ax, number, place[plane], (place - middle)[plane], colour)
+    return axes.ravel()
+
+
+def plot_power(source_map, *, axes=None):
+    """Draw the power of a source map, seen from the side, back and top.
+
+    Parameters
+    ----------
+    source_map : SourceMap
+    axes : sequence of Axes, optional
+        Three.
+
+    Returns
+    -------
+    (3,) array of Axes
+    """
+    axes = take_views(axes, 1)
+    values = np.asarray(source_map.power, np.float64)
+    norm = Normalize(0, values.max())
+    draw_views(axes[0], source_map.problem, values, norm, f"{source_map.name} (no uncertainty)")
     return axes.ravel()
