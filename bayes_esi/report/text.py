@@ -22,10 +22,11 @@ def describe(posterior):
     kinds = ", ".join(
         f"{problem.ch_types.count(kind)} {kind}" for kind in dict.fromkeys(problem.ch_types)
     )
+    start, stop = 1e3 * problem.times[0], 1e3 * problem.times[-1]
     lines = [
         f"Data      {problem.n_channels} channels ({kinds}) of rank {problem.data.shape[0]}, "
-        f"{problem.n_times} samples from {1e3 * problem.times[0]:.0f} to "
-        f"{1e3 * problem.times[-1]:.0f} ms, {problem.n_sources} places",
+        f"{problem.n_times} samples from {start:z.0f} to {stop:z.0f} ms, "
+        f"{problem.n_sources} places",
         f"Method    {own.method(posterior)}",
         f"Status    {status.name}: {status.cause}",
         f"Evidence  {posterior.log_evidence:.2f} ± {posterior.log_evidence_std:.2f} nats",

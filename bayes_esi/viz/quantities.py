@@ -78,7 +78,7 @@ def at_sample(posterior, quantity, sample):
             std = 1e9 * np.linalg.norm(posterior.std[:, :, sample], axis=1)
             values = np.divide(values, std, out=np.zeros_like(values), where=std > 0)
     name, unit = _NAMES[quantity]
-    label = f"{name}\nat {1e3 * posterior.problem.times[sample]:.0f} ms"
+    label = f"{name}\nat {1e3 * posterior.problem.times[sample]:z.0f} ms"
     return values, f"{label} ({unit})" if unit else label
 
 

@@ -62,7 +62,7 @@ def plot_regularisation(posterior, *, ax=None):
     ):
         height = np.interp(np.log(value), np.log(lambda2), criterion)
         text = f"{text}: SNR {value**-0.5:.2g}"
-        text += f", {height:.0f} nats" if is_evidence and value == _MNE else ""
+        text += f", {height:.0f} nats" if is_evidence and height < -0.5 else ""
         ax.plot(value, height, marker, color=colour, label=text)
     ax.set_ylabel("log evidence less its largest (nats)" if is_evidence else _LABELS[name])
     ax.set_xscale("log")
@@ -86,10 +86,10 @@ def evidence_curve(posterior, lambda2):
     """
     problem, model = posterior.problem, posterior.model
     known = {name: np.asarray(value, np.float64) for name, value in posterior.hyper.items()}
-    answers = posterior.answers
-    likelihood = source_likelihood(
-        model, problem, answers.prior, Hyper(known, {}), posterior.observed
-    )
+    # Levels that differ between channel groups do not go with one fixed spectrum.
+    fixed = {name: value for name, value in known.items() if name != "noise_std"}
+    prior, observed = posterior.answers.prior, posterior.observed
+    likelihood = source_likelihood(model, problem, prior, Hyper(fixed, {}), observed)
     dtype = likelihood.data.dtype
     # Proportional to the source's variance, by the definition of lambda2.
     scales = known["source_std"] * np.sqrt(posterior.lambda2 / lambda2)

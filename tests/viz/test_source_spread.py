@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
 
 import bayes_esi as be
 from bayes_esi.posterior.sources import SourcePosterior
@@ -174,3 +175,22 @@ def test_evidence_curve_is_the_evidence_of_each_regularisation(name):
     for value, found in zip(lambda2, curve, strict=True):
         other = be.infer(dataclasses.replace(model, lambda2=value), problem, progress=False)
         assert found == pytest.approx(other.log_evidence, rel=1e-9)
+
+
+def test_evidence_curve_of_channel_groups_with_levels_of_their_own():
+    whole = make_problem()
+    arrays = [np.linalg.pinv(whole.whitener) @ whole.data, None, whole.source_pos]
+    arrays[1] = np.random.default_rng(5).standard_normal((N_CHANNELS, N_SOURCES, 3))
+    problem = be.Problem.from_arrays(*arrays, noise_groups=["a"] * 3 + ["b"] * 4)
+    posterior = be.infer(be.GaussianSources(source_std=SCALE), problem, progress=False)
+    levels = np.array([0.5, 2.0])
+    changed = dataclasses.replace(posterior, hyper=posterior.hyper | {"noise_std": levels})
+    lambda2 = changed.lambda2 * np.array([0.25, 1.0])
+    _, curve = evidence_curve(changed, lambda2)
+    scale, group = SCALE / problem.moment_unit, problem.noise_group
+    flat = np.asarray(problem.lead_field).reshape(N_CHANNELS, -1)
+    for found, size in zip(curve, (2 * scale, scale), strict=True):
+        cov = size**2 * flat @ flat.T + np.diag(levels[group] ** 2)
+        law = multivariate_normal(np.zeros(N_CHANNELS), cov)
+        expected = law.logpdf(problem.data.T).sum() + problem.log_jacobian
+        assert found == pytest.approx(expected, rel=1e-9)
