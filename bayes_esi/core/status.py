@@ -34,6 +34,12 @@ class Status(enum.Enum):
         "check that the window holds a response and that noise_cov is that of the same data; or "
         "give the scale",
     )
+    EVIDENCE_UNCERTAIN = (
+        "the quadrature over unknown hyper-parameters leaves an error of more than 3 nats in the "
+        "log evidence",
+        "do not compare this evidence; give some of the unknown scales, depth or time scale, or "
+        "infer with method='nuts' for the hyper-parameters themselves",
+    )
     CHAINS_DISAGREE = (
         "chains of the sampler disagree (R-hat above 1.01)",
         "raise n_warmup and n_samples, or start from a posterior of one mode; do not interpret "

@@ -6,7 +6,7 @@ in coordinates x that suit each unknown: logarithms of scales, shares and coeffi
 The search is L-BFGS-B with compiled gradients, from the best of some draws of the prior. The
 integral is adaptive quadrature around the optimum; its error is told by a smaller rule.
 
-Cost: some dozens of likelihoods with gradients, and up to `MOST_NODES` likelihoods.
+Cost: some dozens of likelihoods with gradients, and up to twice `MOST_NODES` likelihoods.
 References: MacKay 1992, doi:10.1162/neco.1992.4.3.415 (evidence); Byrd et al. 1995,
 doi:10.1137/0916069 (L-BFGS-B); Liu, Pierce 1994, doi:10.1093/biomet/81.3.624 (quadrature).
 """
@@ -22,7 +22,8 @@ from scipy.special import logsumexp
 __all__ = ["Optimum", "maximise"]
 
 SCALES = ("source_std", "noise_std", "time_scale")
-MOST_NODES = 250
+# Likelihoods that the quadrature may take: a fixed spectrum makes them cheap.
+MOST_NODES, MOST_NODES_DENSE = 1500, 400
 N_PROBED = 64
 MAX_STEPS = 200
 _BATCH = 64  # points a compiled call takes: one shape, one compilation
@@ -70,7 +71,7 @@ def maximise(likelihood, hyper, key):
     x = _search(args, starts[np.argmax(values)], low, high)
     gradient, hessian = _derivatives(args, x, low, high)
     cov = _covariance(hessian, low, high)
-    log_evidence, error = _integrate(args, x, cov, low, high)
+    log_evidence, error = _integrate(args, x, gradient, cov, low, high)
     found = _name(laws, x)
     std = _name_plain(laws, np.sqrt(np.diag(cov)))
     width = np.where(np.isfinite(high - low), high - low, np.inf)
@@ -169,18 +170,19 @@ def _covariance(hessian, low, high):
     return (vectors / eigenvalues) @ vectors.T
 
 
-def _integrate(args, x, cov, low, high):
+def _integrate(args, x, gradient, cov, low, high):
     """Adaptive quadrature, and how far a smaller rule is from it.
 
     Coordinates far from the ends of their prior take Gauss-Hermite rules, given the others, which
-    take Gauss-Legendre rules up to their ends.
+    take Gauss-Legendre rules between the ends and where the density has fallen to nothing.
     """
     std = np.sqrt(np.diag(cov))
     near = np.minimum(x - low, high - x) < _FAR * std
-    order = next((k for k in (15, 11, 9, 7, 5, 3) if k**x.size <= MOST_NODES), 1)
+    most = MOST_NODES if args[0].family is None else MOST_NODES_DENSE
+    order = next((k for k in range(21, 1, -2) if k**x.size <= most), 1)
     results = []
     for k in dict.fromkeys((order, max(order - 2, 1))):
-        points, log_weights = _nodes(k, x, cov, near, low, high)
+        points, log_weights = _nodes(k, x, gradient, cov, near, low, high)
         is_inside = np.all((points >= low) & (points <= high), axis=1)
         values = _values(args, np.where(is_inside[:, None], points, x))
         results.append(logsumexp(np.where(is_inside, values + log_weights, -np.inf)))
@@ -188,18 +190,23 @@ def _integrate(args, x, cov, low, high):
     return float(results[0]), float(error)
 
 
-def _nodes(order, x, cov, near, low, high):
+def _nodes(order, x, gradient, cov, near, low, high):
     """Nodes (n, dim) and log weights (n,) of an integral over x."""
     std = np.sqrt(np.diag(cov))
-    start, stop = np.maximum(low, x - _FAR * std), np.minimum(high, x + _FAR * std)
     legendre, hermite = (
         rule(order) for rule in (np.polynomial.legendre.leggauss, np.polynomial.hermite.hermgauss)
     )
     axes, log_weights = [], []
     for i in range(x.size):
         if near[i]:
-            axes.append(0.5 * (start[i] + stop[i] + (stop[i] - start[i]) * legendre[0]) - x[i])
-            log_weights.append(np.log(legendre[1] * (stop[i] - start[i]) / 2))
+            # At an end the density falls with its slope, too: g d + d^2 / (2 std^2) = _FAR^2 / 2.
+            reach = [
+                std[i] ** 2 * (np.hypot(slope, _FAR / std[i]) - slope)
+                for slope in (max(gradient[i], 0.0), max(-gradient[i], 0.0))
+            ]
+            start, stop = max(low[i], x[i] - reach[0]), min(high[i], x[i] + reach[1])
+            axes.append(0.5 * (start + stop + (stop - start) * legendre[0]) - x[i])
+            log_weights.append(np.log(legendre[1] * (stop - start) / 2))
         else:
             axes.append(np.sqrt(2) * hermite[0])
             log_weights.append(np.log(hermite[1]) + hermite[0] ** 2 + 0.5 * np.log(2))

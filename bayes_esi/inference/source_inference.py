@@ -21,6 +21,8 @@ from .options import fill_options
 __all__ = ["OPTIONS", "SourceResult", "check_options", "run"]
 
 CRITERIA = ("evidence", "gcv", "l_curve")
+# Evidences tell the same story within this many nats.
+_MOST_ERROR = 3.0
 
 
 def _check_criterion(name, value):
@@ -167,6 +169,8 @@ def _verdict(log_evidence, optimum, moments):
         return Status.NOT_FINITE
     if {"source_std", "noise_std"} & set(optimum.at_bound):
         return Status.SCALE_AT_BOUND
+    if optimum.log_evidence_std > _MOST_ERROR:
+        return Status.EVIDENCE_UNCERTAIN
     return Status.OK
 
 

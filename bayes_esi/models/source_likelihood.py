@@ -139,7 +139,8 @@ def source_likelihood(model, problem, prior, hyper, observed=None):
     family = prior.family(depth, smoothness)
     data, eigenvalues, basis = np.asarray(problem.data, np.float64), None, None
     is_fixed = depth is not None and smoothness is not None
-    if is_fixed and (problem.n_groups == 1 or "noise_std" in hyper.known):
+    levels = hyper.known.get("noise_std")
+    if is_fixed and (problem.n_groups == 1 or (levels is not None and np.ptp(levels) == 0)):
         eigenvalues, basis = np.linalg.eigh(np.asarray(family.series[0, 0]))
         data, eigenvalues, family = basis.T @ data, np.maximum(eigenvalues, 0.0), None
     dtype = jax.dtypes.canonicalize_dtype(problem.lead_field.dtype)

@@ -117,6 +117,27 @@ class SourcePrior:
         components = self._weights(depth)[:, None] * self._mix(parts, smoothness)
         return np.einsum("sxd,sd->sx", self.field.own_frames**2, components)
 
+    def variance_along(self, depth, smoothness, sources, directions):
+        """Variance along unit vectors (n, n_axes) at some sources, d' R d: (n,)."""
+        variance = self.variance(depth, smoothness)[sources]
+        if directions.shape[1] == 1:
+            return variance[:, 0] * directions[:, 0] ** 2
+        n_sources, d = self.field.lead_field.shape[1:]
+        frames = self.field.own_frames[sources]
+        if self.correlation.size == n_sources:
+            # The components of a source are alike and independent: R_jj is a multiple of F F'.
+            share = variance.sum(axis=1) / np.sum(frames**2, axis=(1, 2))
+            return share * np.sum(np.einsum("na,nad->nd", directions, frames) ** 2, axis=1)
+        weights = self._weights(depth)[sources]
+        total = np.empty(len(sources))
+        for i, (source, direction) in enumerate(zip(sources, directions, strict=True)):
+            rows = slice(source * d, (source + 1) * d)
+            unit = np.zeros((self.correlation.size, d))
+            unit[rows] = np.eye(d)
+            block = smoothness * self.correlation.apply(unit)[rows] + (1 - smoothness) * np.eye(d)
+            total[i] = weights[i] * direction @ block @ direction
+        return total
+
     def draw(self, rng, depth, smoothness, n_draws):
         """Draws of x: (n_sources, n_axes, n_draws)."""
         n_sources, d = self.field.lead_field.shape[1:]

@@ -58,6 +58,15 @@ class CoupledAnswers:
         """Posterior standard deviation; its own relative error is in `moments.std_error`."""
         return self._arrange(self.moments.std)
 
+    def along(self, sources, directions):
+        """Mean of moments along fixed directions, and a bound of the standard deviation.
+
+        Deviations are known along the axes alone: whatever the correlation between these, that
+        along a direction is at most the sum of the axes' shares. See `SeparableSources.along`.
+        """
+        mean = np.einsum("na,nat->nt", directions, self.mean()[sources])
+        return mean, np.einsum("na,nat->nt", np.abs(directions), self.std()[sources])
+
     def fitted(self):
         """Whitened field of the posterior mean: (rank, n_times)."""
         return np.asarray(self.system.lead_field @ self.moments.mean, np.float64)

@@ -5,10 +5,13 @@ A mixture over hyper-parameters has the mean of its means, and as variance the m
 variances and the variance of its means.
 """
 
+import functools
+
 import jax
 import numpy as np
 
 from ..inference import separable
+from ..models.autoregressive import kernel_of
 from ..models.source_hyper import step_of
 from ..models.source_prior import source_prior
 
@@ -34,6 +37,7 @@ class SeparableSources:
         self.prior = source_prior(model, problem) if prior is None else prior
         self._synthesis = (None, None)
         self._noise = (None, None)
+        self._time_root = (None, None)
 
     def of(self, problem, moments):
         """The same answers of other data, with everything that does not depend on data kept."""
@@ -87,6 +91,38 @@ class SeparableSources:
             separable.multiply(self.synthesis(component), self.moments.mean[component])
         )
 
+    def along(self, sources, directions):
+        """Mean and standard deviation of moments along fixed directions.
+
+        Parameters
+        ----------
+        sources : (n,) int array
+        directions : (n, n_axes) array
+            Unit vectors.
+
+        Returns
+        -------
+        mean, std : (n, n_times) arrays
+            In A·m.
+        """
+        moments, means, variance = self.moments, [], 0.0
+        for c in range(moments.n_components):
+            growth = moments.prior_variance[c]
+            synthesis = np.einsum("na,nar->nr", directions, self.synthesis(c)[sources])
+            prior = self.prior.variance_along(
+                float(moments.depth[c]), float(moments.smoothness[c]), sources, directions
+            )
+            if moments.cov is None:
+                told = growth * moments.eigenvalues[c][:, None] - moments.variance[c]
+                reduction = synthesis**2 @ np.maximum(told, 0.0)
+            else:
+                told = growth[:, None, None] * np.diag(moments.eigenvalues[c]) - moments.cov
+                reduction = np.einsum("nr,trq,nq->nt", synthesis, told, synthesis, optimize=True)
+            means.append(synthesis @ moments.mean[c])
+            variance = variance + prior[:, None] * growth - reduction
+        variance = np.maximum(variance / moments.n_components, 0.0) + np.var(means, axis=0)
+        return self.unit * np.mean(means, axis=0), self.unit * np.sqrt(variance)
+
     def fitted(self):
         """Whitened field of the posterior mean: (rank, n_times)."""
         pairs = zip(self.moments.analysis, self.moments.mean, strict=True)
@@ -113,7 +149,7 @@ class SeparableSources:
         n_times = self.problem.n_times
         white = self.prior.draw(rng, depth, smoothness, n_times)
         scale = float(moments.source_std[component]) / self.unit
-        path = scale * (white if not self._is_dynamic else white @ self._root(theta).T)
+        path = scale * (white if not self._is_dynamic else white @ self._root(component).T)
         field = np.asarray(self.prior.field.lead_field, np.float64)
         if field.shape[2] > 1:  # back from amplitudes to components is the original lead field
             field = np.asarray(self.problem.lead_field, np.float64)
@@ -147,14 +183,15 @@ class SeparableSources:
         }
         return theta | {name: values[component] for name, values in moments.time.items()}
 
-    def _root(self, theta):
-        """Square root of the prior covariance in time: (n_times, n_times)."""
-        from ..models.autoregressive import kernel_of
-
-        kernel = kernel_of(self.model.kernel, theta, step_of(self.problem))
-        covariance = np.asarray(kernel.covariance(self.problem.n_times), np.float64)
-        eigenvalues, vectors = np.linalg.eigh(covariance)
-        return vectors * np.sqrt(np.maximum(eigenvalues, 0.0))
+    def _root(self, component):
+        """Square root of the prior covariance in time: (n_times, n_times). The last is kept."""
+        if self._time_root[0] != component:
+            kernel = kernel_of(self.model.kernel, self.theta(component), step_of(self.problem))
+            covariance = np.asarray(_covariance(kernel, self.problem.n_times), np.float64)
+            eigenvalues, vectors = np.linalg.eigh(covariance)
+            root = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))
+            self._time_root = (component, root)
+        return self._time_root[1]
 
     # ---------------------------------------------------------------- the linear map
 
@@ -212,3 +249,8 @@ class SeparableSources:
             np.ones(n_times, bool),
         ).mean[:, middle]
         return self.unit * ((self.synthesis() * gain) @ moments.analysis[0])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _covariance(kernel, n_times):
+    return kernel.covariance(n_times)

@@ -10,6 +10,7 @@ from ..core.checks import check_choice, check_count
 from ..core.status import Status
 from ..inference import separable
 from ..models.problem import Problem
+from ..sources.adjacency import source_spacing
 from . import statistics
 from .coupled_sources import CoupledAnswers, SteadyFilter
 from .separable_sources import SeparableSources
@@ -20,6 +21,7 @@ STATISTICS = ("dSPM", "sLORETA", "eLORETA")
 QUANTITIES = ("mean", "std", *STATISTICS)
 KINDS = ("overview", "courses", "map", "hyper", "regularisation", "resolution", "predictive")
 _N_PEAKS = 5
+_PEAK_DISTANCE = 3.0  # source spacings
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -312,7 +314,9 @@ class SourcePosterior:
 
     @functools.cached_property
     def peaks(self):
-        """Sources whose mean stands out most from its deviation among their neighbours, best first.
+        """Sources whose mean stands out most from its deviation in their surroundings, best first.
+
+        Peaks are three source spacings apart at least: neighbours tell of one blur.
 
         Returns
         -------
@@ -321,10 +325,15 @@ class SourcePosterior:
         with np.errstate(divide="ignore", invalid="ignore"):
             score = np.sqrt(np.sum(self.mean**2, axis=1) / np.sum(self.std**2, axis=1))
         score = np.nan_to_num(score).max(axis=1)
-        neighbours = self.problem.neighbours
+        neighbours, pos = self.problem.neighbours, self.problem.source_pos
         around = np.where(neighbours >= 0, score[np.maximum(neighbours, 0)], -np.inf).max(axis=1)
         places = np.flatnonzero(score >= around)
-        return places[np.argsort(-score[places], kind="stable")]
+        places = places[np.argsort(-score[places], kind="stable")]
+        apart, kept = _PEAK_DISTANCE * source_spacing(pos), []
+        for place in places:
+            if all(np.linalg.norm(pos[place] - pos[other]) > apart for other in kept):
+                kept.append(place)
+        return np.array(kept, dtype=int)
 
     def summary(self, n_peaks=_N_PEAKS):
         """Tabulate the sources that stand out most, each at its strongest sample.
@@ -337,12 +346,15 @@ class SourcePosterior:
         """
         import pandas as pd
 
+        chosen = self.peaks[: check_count("n_peaks", n_peaks)]
+        amplitude = np.linalg.norm(self.mean[chosen], axis=1)
+        samples = amplitude.argmax(axis=1)
+        top = amplitude.max(axis=1)
+        directions = np.array([self.mean[p, :, t] for p, t in zip(chosen, samples, strict=True)])
+        directions = directions.reshape(len(chosen), -1) / np.maximum(top, 1e-300)[:, None]
+        stds = self.answers.along(chosen, directions)[1]
         rows = []
-        for place in self.peaks[: check_count("n_peaks", n_peaks)]:
-            mean, std = self.mean[place], self.std[place]
-            amplitude = np.linalg.norm(mean, axis=0)
-            at = int(np.argmax(amplitude))
-            direction = mean[:, at] / max(amplitude[at], 1e-300)
+        for i, (place, at) in enumerate(zip(chosen, samples, strict=True)):
             rows.append(
                 {
                     "source": int(place),
@@ -354,8 +366,8 @@ class SourcePosterior:
                         )
                     ),
                     "peak_time_s": self.problem.times[at],
-                    "peak_nAm": 1e9 * amplitude[at],
-                    "peak_std_nAm": 1e9 * np.linalg.norm(direction * std[:, at]),
+                    "peak_nAm": 1e9 * top[i],
+                    "peak_std_nAm": 1e9 * stds[i, at],
                 }
             )
         frame = pd.DataFrame(rows)

@@ -4,7 +4,6 @@ import numpy as np
 
 from ..core.checks import check_choice
 from .common import COLOURS, draw_band, main_direction, new_axes, write_key, write_note
-from .source_spread import courses_along
 
 __all__ = ["chosen_sources", "draw_missing", "plot_courses"]
 
@@ -55,7 +54,7 @@ def plot_courses(posterior, *, axes=None, sources=None, along="main"):
         directions = np.array(
             [[1.0] if is_one else main_direction(posterior.mean[j]) for j in sources]
         ).reshape(len(sources), n_axes)
-        mean, std = (v[:, None] for v in courses_along(posterior, sources, directions))
+        mean, std = (v[:, None] for v in posterior.answers.along(sources, directions))
     times = 1e3 * posterior.problem.times
     for number, (ax, source) in enumerate(zip(axes, sources, strict=False)):
         ax.axhline(0, color="0.7", lw=0.8, zorder=0)

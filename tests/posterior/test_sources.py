@@ -226,7 +226,7 @@ def test_estimates_for_mne(block_kinds, kind):
 def test_a_summary_tells_the_peaks():
     posterior = be.infer(MODELS["dynamic"], make_problem(), progress=False)
     frame = posterior.summary(3)
-    assert len(frame) == 3 and frame.index.name == "peak"
+    assert 1 <= len(frame) <= 3 and frame.index.name == "peak"
     place = int(frame.iloc[0]["source"])
     amplitude = np.linalg.norm(posterior.mean[place], axis=0)
     assert frame.iloc[0]["peak_nAm"] == pytest.approx(1e9 * amplitude.max())

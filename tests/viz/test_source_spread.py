@@ -10,7 +10,7 @@ import bayes_esi as be
 from bayes_esi.posterior.sources import SourcePosterior
 from bayes_esi.viz.regularisation import evidence_curve
 from bayes_esi.viz.source_fit import expected_residual
-from bayes_esi.viz.source_spread import courses_along, source_field_law
+from bayes_esi.viz.source_spread import source_field_law
 
 N_CHANNELS, N_SOURCES, N_TIMES = 7, 6, 4
 SCALE = 1.5  # A·m: with lead fields of order one the numbers are of order one
@@ -87,7 +87,7 @@ def test_spread_along_a_direction_and_at_the_sensors(name):
     sources = np.array([4, 1])
     directions = rng.standard_normal((2, n_axes))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    found_mean, found_std = courses_along(posterior, sources, directions)
+    found_mean, found_std = posterior.answers.along(sources, directions)
     mean = mean.reshape(N_SOURCES, n_axes, N_TIMES)
     cov = cov.reshape(N_SOURCES, n_axes, N_TIMES, N_SOURCES, n_axes, N_TIMES)
     for i, (source, direction) in enumerate(zip(sources, directions, strict=True)):
@@ -112,7 +112,8 @@ def mixture(first, second):
     joined = {}
     for field in dataclasses.fields(first.moments):
         pair = [getattr(p.moments, field.name) for p in (first, second)]
-        joined[field.name] = {} if field.name == "time" else np.concatenate(pair)
+        is_one = field.name in ("time", "cov", "log_density")
+        joined[field.name] = pair[0] if is_one else np.concatenate(pair)
     return dataclasses.replace(first, moments=dataclasses.replace(first.moments, **joined))
 
 
@@ -125,13 +126,13 @@ def test_a_mixture_adds_the_variance_of_its_means():
     both = mixture(*parts)
     assert isinstance(both, SourcePosterior)
     sources, directions = np.array([2]), np.array([[0.6, 0.0, 0.8]])
-    means, stds = np.array([courses_along(p, sources, directions) for p in parts]).swapaxes(0, 1)
-    mean, std = courses_along(both, sources, directions)
+    means, stds = np.array([p.answers.along(sources, directions) for p in parts]).swapaxes(0, 1)
+    mean, std = both.answers.along(sources, directions)
     # The same sums in another order.
     np.testing.assert_allclose(mean, means.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(std**2, np.mean(stds**2, axis=0) + means.var(axis=0), rtol=1e-10)
     axes = np.eye(3)[None, 0]
-    np.testing.assert_allclose(courses_along(both, sources, axes)[1], both.std[2, :1], rtol=1e-10)
+    np.testing.assert_allclose(both.answers.along(sources, axes)[1], both.std[2, :1], rtol=1e-10)
     fields, levels = np.array([source_field_law(p) for p in parts]).swapaxes(0, 1)
     field, level = source_field_law(both)
     np.testing.assert_allclose(field, fields.mean(axis=0), rtol=1e-10)

@@ -22,7 +22,6 @@ from bayes_esi.inference.regularisation import RegularisationCurve  # noqa: E402
 from bayes_esi.viz import source_brain  # noqa: E402
 from bayes_esi.viz import sources as viz  # noqa: E402
 from bayes_esi.viz.quantities import at_sample, sample_of  # noqa: E402
-from bayes_esi.viz.source_spread import courses_along  # noqa: E402
 
 TRUE = 40  # source that the data come from
 N_CHANNELS = 16
@@ -312,7 +311,7 @@ def test_a_single_sample_of_fixed_orientation(fixed):
         plt.close("all")
     assert dict(matplotlib.rcParams) == before
     (ax,) = viz.plot_courses(single, sources=[TRUE])
-    _, std = courses_along(single, np.array([TRUE]), np.ones((1, 1)))
+    _, std = single.answers.along(np.array([TRUE]), np.ones((1, 1)))
     bars = ax.containers[0].lines[2][0].get_segments()[0][:, 1]
     np.testing.assert_allclose(np.diff(bars), 2 * 1.959964e9 * std[0], 1e-5)
 
