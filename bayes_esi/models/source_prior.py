@@ -62,11 +62,14 @@ class SourcePrior:
     ----------
     field : OrientedField
     correlation : Correlation
+    free_field : (rank, n_sources, n_orient)
+        Before orientations are restricted: depth is a matter of the place.
     depth_limit : float or None
     """
 
     field: OrientedField
     correlation: Correlation
+    free_field: np.ndarray
     depth_limit: float | None
 
     def gram(self, depth, smoothness):
@@ -170,7 +173,7 @@ class SourcePrior:
     def _weights(self, depth):
         if depth == 0:
             return np.ones(self.field.lead_field.shape[1])
-        return depth_weights(self._field64, depth, self.depth_limit)
+        return depth_weights(np.asarray(self.free_field, np.float64), depth, self.depth_limit)
 
     @functools.cached_property
     def _field64(self):
@@ -209,4 +212,4 @@ def source_prior(model, problem):
             "covariance over all components needs loose=1 (axes of space) or loose=0 (normals); "
             f"with loose={model.loose} give one over sources."
         )
-    return SourcePrior(field, correlation, model.depth_limit)
+    return SourcePrior(field, correlation, problem.lead_field, model.depth_limit)

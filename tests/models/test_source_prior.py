@@ -49,7 +49,7 @@ def dense_prior(model, problem, correlation, depth, smoothness):
     full = np.kron(mixed, np.eye(d)) if len(mixed) == N else mixed
     field = np.einsum("rsd,sxd->rsx", problem.lead_field, frames) if d == 3 else prior.field
     field = field if d == 3 else prior.field.lead_field
-    gram = np.einsum("rsd,rse->sde", prior.field.lead_field, prior.field.lead_field)
+    gram = np.einsum("rsd,rse->sde", problem.lead_field, problem.lead_field)
     relative = 1 / np.linalg.norm(gram, 2, axis=(1, 2))
     above = relative[relative > model.depth_limit**2 * relative.min()]
     cap = above.min() if above.size else relative.max()
