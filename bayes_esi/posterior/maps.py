@@ -174,7 +174,7 @@ def clara(problem, lambda2=1 / 9, *, depth=1.0, loose=1.0, n_steps=3, cut=0.01):
         np.asarray(problem.data, np.float64),
         lambda2,
         problem.neighbours,
-        depth=np.sqrt(depth_weights(field, depth)),
+        depth=np.sqrt(depth_weights(np.asarray(problem.lead_field, np.float64), depth)),
         n_steps=n_steps,
         cut=cut,
     )

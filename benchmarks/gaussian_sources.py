@@ -1,0 +1,377 @@
+"""Speed of the Gaussian source models: MNE side by side, and the whole brain in time.
+
+    OPENBLAS_NUM_THREADS=1 uv run python benchmarks/gaussian_sources.py --data DIR --out FILE.json
+
+DIR is the folder that holds `sample/`. Parts, each in this one run:
+
+- `minimum_norm`, `eloreta`: the left auditory response, MEG, 4,157 free sources, against
+  MNE-Python's prepared `apply_inverse`, and against its eLORETA. How far each eLORETA is from the
+  fixed point: our residual, and the distance of MNE's estimate from ours;
+- `smoother`: 10,000 free sources (30,000 states), 300 channels, 500 samples, random lead field:
+  filter and smoother, means and deviations, and the peak memory of that process;
+- `evidence`: value and gradient of the evidence in source_std, noise_std and coefficient;
+- `coupled`: nearest-neighbour dynamics, same size, smoother with deviations;
+- `dense`: a plain Kalman filter with its n x n covariance, against the same by separation. 30,000
+  states on an accelerator, 3,000 on a CPU; `--dense N` says otherwise, 0 leaves it out.
+
+`--no-peer` leaves MNE out (a machine without it); `--parts` names some parts. Compilation and
+steady times are apart: the first call less the median of the others.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from machine import describe_machine, peak_memory_mib
+
+PARTS = ("minimum_norm", "eloreta", "smoother", "evidence", "coupled", "dense")
+N_SOURCES, N_CHANNELS, N_TIMES = 10_000, 300, 500
+WINDOW = (0.045, 0.135)
+LAMBDA2 = 1 / 9
+
+
+def main():
+    """Run the parts, print, write the JSON."""
+    options = _options()
+    import jax
+
+    jax.config.update("jax_enable_x64", options.precision == 64)
+    if options.alone:
+        print(json.dumps({**_RUNS[options.alone](options), "peak_memory_mib": peak_memory_mib()}))
+        return
+    result = {"machine": describe_machine(), "precision": options.precision}
+    for part in options.parts:
+        if options.no_peer and part in ("minimum_norm", "eloreta"):
+            continue
+        if part == "dense" and options.dense == 0:
+            continue
+        result[part] = _apart(part, options)
+        print(f"{part}\n" + "\n".join(f"  {k:<34}{_text(v)}" for k, v in result[part].items()))
+    if options.out:
+        Path(options.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _options():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default=os.environ.get("BAYES_ESI_DATA", "../shared/data"))
+    parser.add_argument("--precision", type=int, choices=(32, 64), default=64)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cache", help="folder for the forward solution")
+    parser.add_argument("--dense", type=int, help="states of the dense filter")
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--out", help="JSON file to write")
+    parser.add_argument("--alone", choices=PARTS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _apart(part, options):
+    """A part in a process of its own, so that its peak memory is its own."""
+    command = [sys.executable, __file__, "--alone", part, "--data", options.data]
+    command += ["--precision", str(options.precision), "--repeats", str(options.repeats)]
+    command += ["--cache", options.cache] if options.cache else []
+    command += ["--dense", str(options.dense)] if options.dense else []
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(printed.splitlines()[-1])
+
+
+def _timed(act, repeats):
+    """Seconds to compile, and the median of the calls after."""
+    import jax
+
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(act())
+        seconds.append(time.perf_counter() - start)
+    steady = statistics.median(seconds[1:])
+    return {"seconds": steady, "compilation_s": max(seconds[0] - steady, 0.0)}
+
+
+def _labelled(name, timing):
+    return {f"{name}_s": timing["seconds"], f"{name}_compilation_s": timing["compilation_s"]}
+
+
+# -------------------------------------------------------------------- beside MNE
+
+
+def _recording(options):
+    import mne
+    from sesameeg_reference import sample_problem
+
+    import bayes_esi as be
+
+    mne.set_log_level("ERROR")
+    evoked, forward, noise_cov = sample_problem(options.data, cache_dir=options.cache)
+    problem = be.from_mne(evoked, forward, noise_cov, tmin=WINDOW[0], tmax=WINDOW[1])
+    evoked = evoked.copy().crop(*WINDOW)
+    rank = {"meg": int(problem.data.shape[0])}
+    operator = mne.minimum_norm.make_inverse_operator(
+        evoked.info, forward, noise_cov, loose=1, depth=None, rank=rank
+    )
+    return problem, evoked, operator
+
+
+def _minimum_norm(options):
+    """Both sides have their operator; the estimate of new data is what is timed."""
+    import dataclasses
+
+    import mne
+    import numpy as np
+
+    import bayes_esi as be
+
+    problem, evoked, operator = _recording(options)
+    prepared = mne.minimum_norm.prepare_inverse_operator(operator, evoked.nave, LAMBDA2, "dSPM")
+    posterior = _quiet(be.infer, be.GaussianSources(lambda2=LAMBDA2), problem, progress=False)
+    posterior.statistic("dSPM")
+    other = dataclasses.replace(problem, data=problem.data[:, ::-1].copy())
+
+    def ours(method):
+        applied = posterior.apply(other)
+        return applied.mean if method == "MNE" else applied.statistic("dSPM")
+
+    def theirs(method):
+        return mne.minimum_norm.apply_inverse(
+            evoked, prepared, LAMBDA2, method, pick_ori="vector" if method == "MNE" else None,
+            prepared=True,
+        ).data  # fmt: skip
+
+    result = {"rank": len(problem.data), "n_sources": problem.n_sources, "n_times": problem.n_times}
+    for method in ("MNE", "dSPM"):
+        us, them = (_timed(lambda f=f, m=method: f(m), options.repeats) for f in (ours, theirs))
+        result |= _labelled(method, us) | {f"{method}_mne_s": them["seconds"]}
+        result[f"{method}_ratio"] = them["seconds"] / us["seconds"]
+    same = posterior.apply(problem).statistic("dSPM")
+    result["dSPM_difference"] = float(np.abs(same - theirs("dSPM")).max() / same.max())
+    whole = _timed(
+        lambda: _quiet(be.infer, be.GaussianSources(), problem, progress=False).std, options.repeats
+    )
+    return result | _labelled("evidence_mean_and_std", whole)
+
+
+def _eloreta(options):
+    import mne
+    import numpy as np
+
+    import bayes_esi as be
+    from bayes_esi.inference import eloreta
+
+    problem, evoked, operator = _recording(options)
+    field = np.asarray(problem.lead_field)
+
+    def ours():
+        return eloreta.run(field, LAMBDA2, is_normalised=True).inverse_weights
+
+    def theirs():
+        return mne.minimum_norm.prepare_inverse_operator(
+            operator, evoked.nave, LAMBDA2, "eLORETA", copy=True
+        )
+
+    us, them = _timed(ours, options.repeats), _timed(theirs, 2)
+    found = eloreta.run(field, LAMBDA2, is_normalised=True)
+    posterior = _quiet(be.infer, be.GaussianSources(lambda2=LAMBDA2), problem, progress=False)
+    mine = posterior.statistic("eLORETA")
+    other = mne.minimum_norm.apply_inverse(evoked, operator, LAMBDA2, "eLORETA").data
+    return {
+        "n_sources": problem.n_sources,
+        "rank": len(problem.data),
+        **_labelled("eloreta", us),
+        "mne_s": them["seconds"],
+        "ratio": them["seconds"] / us["seconds"],
+        "residual": float(found.residual),
+        "n_steps": int(found.n_steps),
+        "mne_distance": float(np.abs(mine - other).max() / mine.max()),
+    }
+
+
+# -------------------------------------------------------------------- the whole brain in time
+
+
+def _large(n_sources=N_SOURCES, n_times=N_TIMES):
+    """A problem of the promised size: random fields, sources on a cubic grid."""
+    import numpy as np
+
+    import bayes_esi as be
+
+    rng = np.random.default_rng(0)
+    side = int(np.ceil(n_sources ** (1 / 3)))
+    grid = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    return be.Problem.from_arrays(
+        30 * rng.standard_normal((N_CHANNELS, n_times)),
+        rng.standard_normal((N_CHANNELS, n_sources, 3)),
+        0.007 * grid[:n_sources],
+        times=np.arange(n_times) / 500,
+    )
+
+
+def _smoother(options):
+    import gc
+
+    import bayes_esi as be
+
+    problem = _large()
+    baseline = peak_memory_mib()
+    result = {"n_states": 3 * N_SOURCES, "n_channels": N_CHANNELS, "n_times": N_TIMES}
+    models = {
+        "known": be.AutoregressiveSources(coefficient=0.95, source_std=1.0),
+        "learnt": be.AutoregressiveSources(),
+    }
+    for name, model in models.items():
+        for method in ("kalman_smoother", "kalman_filter"):
+
+            def act(model=model, method=method):
+                posterior = _quiet(
+                    be.infer, model, problem, method=method, progress=False, throw=False
+                )
+                return posterior.mean, posterior.std
+
+            result |= _labelled(f"{method}_{name}", _timed(act, options.repeats))
+            gc.collect()
+    both = result["kalman_smoother_known_s"] + result["kalman_filter_known_s"]
+    output = 2 * 8 * 3 * N_SOURCES * N_TIMES / 2**20
+    return result | {
+        "filter_and_smoother_s": both,
+        "output_mib": output,
+        "memory_without_output_mib": peak_memory_mib() - output,
+        "memory_of_problem_mib": baseline,
+    }
+
+
+def _evidence(options):
+    import jax
+    import jax.numpy as jnp
+
+    import bayes_esi as be
+    from bayes_esi.models.source_likelihood import prepare
+
+    problem = _large(n_sources=1000)
+    model = be.AutoregressiveSources(noise_std=None)
+    likelihood = prepare(model, problem).likelihood
+    dtype = likelihood.data.dtype
+    known = {"depth": jnp.zeros((), dtype), "smoothness": jnp.ones((), dtype)}
+
+    @jax.jit
+    def value_and_gradient(likelihood, x):
+        def density(x):
+            hyper = {
+                "source_std": jnp.exp(x[0]),
+                "noise_std": jnp.exp(x[1])[None],
+                "coefficient": jnp.tanh(x[2]),
+            }
+            return likelihood.log_density(known | hyper)
+
+        return jax.value_and_grad(density)(x)
+
+    x = jnp.asarray([0.0, 0.0, 1.5], dtype)
+    timing = _timed(lambda: value_and_gradient(likelihood, x), 20 * options.repeats)
+    return {"n_channels": N_CHANNELS, "n_times": N_TIMES} | {
+        "value_and_gradient_ms": 1e3 * timing["seconds"],
+        "compilation_s": timing["compilation_s"],
+    }
+
+
+def _coupled(options):
+    import bayes_esi as be
+
+    problem = _large()
+    transition = be.neighbour_dynamics(problem, 0.5, 0.45)
+    model = be.CoupledSources(transition, 0.1)
+    start = time.perf_counter()
+    posterior = _quiet(be.infer, model, problem, progress=False, throw=False)
+    seconds = time.perf_counter() - start
+    return {
+        "n_states": 3 * N_SOURCES,
+        "non_zeros_per_row": transition.nnz / transition.shape[0],
+        "seconds_with_compilation": seconds,
+        "n_transient": int(posterior.moments.n_transient),
+        "dare_residual": float(posterior.moments.dare_residual),
+        "largest_std_error": float(posterior.moments.std_error.max()),
+        "status": posterior.status.name,
+    }
+
+
+def _dense(options):
+    """A filter as it is written in textbooks, beside the separable one, on the same data."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import bayes_esi as be
+
+    is_cpu = jax.devices()[0].platform == "cpu"
+    n_states = options.dense or (3_000 if is_cpu else 30_000)
+    n_times = 5
+    problem = _large(n_states // 3, n_times)
+    coefficient = 0.95
+    field = jnp.asarray(problem.lead_field.reshape(N_CHANNELS, -1) / problem.moment_unit)
+
+    @jax.jit
+    def step(mean, cov, sample):
+        mean = coefficient * mean
+        cov = coefficient**2 * cov
+        cov = cov.at[jnp.diag_indices(len(mean))].add(1 - coefficient**2)
+        reach = cov @ field.T
+        spread = field @ reach + jnp.eye(N_CHANNELS, dtype=field.dtype)
+        gain = jnp.linalg.solve(spread, reach.T).T
+        mean = mean + gain @ (sample - field @ mean)
+        return mean, cov - gain @ reach.T
+
+    def textbook():
+        mean = jnp.zeros(3 * problem.n_sources, field.dtype)
+        cov = jnp.eye(3 * problem.n_sources, dtype=field.dtype)
+        for t in range(n_times):
+            mean, cov = step(mean, cov, jnp.asarray(problem.data[:, t]))
+        return mean, jnp.sqrt(jnp.diagonal(cov))
+
+    model = be.AutoregressiveSources(coefficient=coefficient, source_std=1.0)
+
+    def separable():
+        posterior = _quiet(be.infer, model, problem, method="kalman_filter", progress=False)
+        return posterior.mean, posterior.std
+
+    them, us = (_timed(act, 2) for act in (textbook, separable))
+    dense, ours = textbook(), separable()
+    scale = float(np.abs(ours[0]).max())
+    difference = np.abs(np.asarray(dense[0]) - ours[0][..., -1].ravel()).max() / scale
+    return {
+        "n_states": 3 * problem.n_sources,
+        "n_times": n_times,
+        "dense_s_per_sample": them["seconds"] / n_times,
+        "separable_s_per_sample": us["seconds"] / n_times,
+        "ratio": them["seconds"] / us["seconds"],
+        "difference_of_means": float(difference),
+        "difference_of_std": float(np.abs(np.asarray(dense[1]) - ours[1][..., -1].ravel()).max()),
+    }
+
+
+def _quiet(act, *args, **kwargs):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "computing in float32")
+        return act(*args, **kwargs)
+
+
+def _text(value):
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+_RUNS = {
+    "minimum_norm": _minimum_norm,
+    "eloreta": _eloreta,
+    "smoother": _smoother,
+    "evidence": _evidence,
+    "coupled": _coupled,
+    "dense": _dense,
+}
+
+if __name__ == "__main__":
+    main()
