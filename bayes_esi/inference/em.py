@@ -78,7 +78,7 @@ def run(
     key=None,
     max_steps=50,
     tol=1e-5,
-    memory_limit=4 * 2**30,
+    memory_limit=6 * 2**30,
     progress=lambda done: None,
 ):
     """Fit the hyper-parameters.
