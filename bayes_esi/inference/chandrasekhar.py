@@ -77,7 +77,7 @@ class Info(NamedTuple):
 
     change_of_cov: float  # |Z W'| / |L|
     change_of_var: float  # largest rowsum(Z^2) / diag P
-    seen: Array  # (n_channels, rank) W = G Z of the sample left behind
+    rank: int  # of the next increment
 
 
 def init(model: Model, first_cov, first_var) -> State:
@@ -96,14 +96,15 @@ def init(model: Model, first_cov, first_var) -> State:
 
 def step(model: Model, state: State, tol, *, compress) -> tuple[State, Info]:
     """Go from sample t to t + 1, dropping directions of the increment if `compress`."""
-    new, seen, change_of_cov, change_of_var = _advance(model, state)
-    info = Info(float(change_of_cov), float(change_of_var), seen)
+    new, change_of_cov, change_of_var = _advance(model, state)
+    change_of_cov, change_of_var = float(change_of_cov), float(change_of_var)
     increment = new.increment
     if compress:
         scale = model.dynamics.process_var if new.predicted_var is None else new.predicted_var
         increment = _drop(increment, _DROPPED * tol * float(jnp.mean(scale)))
-    if max(info.change_of_cov, info.change_of_var) < _SINGLE * tol:
+    if max(change_of_cov, change_of_var) < _SINGLE * tol:
         increment = increment.astype(jnp.float32)
+    info = Info(change_of_cov, change_of_var, increment.shape[1])
     return new._replace(increment=increment), info
 
 
@@ -143,14 +144,14 @@ def _advance(model, state):
     new = multiply(model.dynamics.transition, filtered)
     change_of_cov = jnp.linalg.norm(difference) / jnp.linalg.norm(predicted_cov)
     if state.predicted_var is None:
-        return State(predicted_cov, innovation_cov, new, None, None), seen, change_of_cov, 0.0
+        return State(predicted_cov, innovation_cov, new, None, None), change_of_cov, 0.0
     lost = jnp.sum(increment**2, axis=1).astype(precise)
     predicted_var = state.predicted_var - lost
     filtered_var = state.filtered_var - jnp.sum(filtered**2, axis=1).astype(precise)
     tiny = jnp.finfo(lost.dtype).tiny
     change_of_var = jnp.max(lost / jnp.maximum(predicted_var, tiny))
     state = State(predicted_cov, innovation_cov, new, predicted_var, filtered_var)
-    return state, seen, change_of_cov, change_of_var
+    return state, change_of_cov, change_of_var
 
 
 def _inverse(chol):

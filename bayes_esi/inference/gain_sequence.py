@@ -1,11 +1,11 @@
 """The gains of a whole recording, forwards and backwards, within a memory limit.
 
 Gains change until what is left to change, by geometric extrapolation, is below the tolerance in L
-and in every predicted variance; from then on one gain serves. Of a transient gain only its
-difference to the next, Z W', is kept, in single precision where that is enough, and L is walked
-forwards or backwards in time by adding them up. If they do not fit in memory, gains are computed
-again from saved states of the recursion: backwards, a stretch too long to hold is halved until it
-is not, which costs a factor log2(length / room) in time and as many saved states in memory.
+and in every predicted variance; from then on one gain serves. Transient gains, n_states x
+n_channels each, are kept: once little is left to change, as single-precision differences to a
+reference. If they do not fit in memory, gains are computed again from saved states of the
+recursion: backwards, a stretch too long to hold is halved until it is not, which costs a factor
+log2(length / room) in time and as many saved states in memory.
 
 The frozen gain is certified by the Riccati equation on random combinations x of the
 channels, P G' x = F P F' G' x - F L S^-1 L' F' G' x + Q G' x: P F' G' x is followed through the
@@ -73,22 +73,28 @@ class GainSequence:
         self.room = max(int(memory_limit / (cov.size * cov.dtype.itemsize)), 1)
         self.n_transient, self.n_loose = n_times - 1, n_times
         self.steady = self.predicted_var = self.filtered_var = self.dare_residual = None
-        self._steps, self._bytes_left = [], memory_limit
+        self._steps, self._reference, self._bytes_left = [], None, memory_limit
 
     @property
     def is_stored(self):
         """Whether the transient gains fit in memory."""
         return self._steps is not None
 
-    def keep(self, gain, increment, info):
-        """Store how the gain of the next sample differs from this, unless memory is spent."""
-        if self._steps is not None:
-            if info.change_of_cov * float(jnp.finfo(jnp.float32).eps) < 0.01 * self.tol:
-                increment = increment.astype(jnp.float32)
-            self._steps.append((gain.innovation_chol, increment, info.seen))
-            self._bytes_left -= sum(x.size * x.dtype.itemsize for x in self._steps[-1])
-            if self._bytes_left < 0:
-                self._steps = None
+    def keep(self, gain, left):
+        """Store the next transient gain, of which `left` is yet to change, if memory lasts."""
+        if self._steps is None:
+            return
+        cov = gain.predicted_cov
+        if cov.dtype == jnp.float32:
+            pass
+        elif self._reference is not None:
+            cov = _difference(cov, self._reference)
+        elif left * float(jnp.finfo(jnp.float32).eps) < 0.01 * self.tol:
+            self._reference = cov  # roundings of later differences stay below the tolerance
+        self._steps.append((cov, gain.innovation_chol))
+        self._bytes_left -= sum(x.size * x.dtype.itemsize for x in self._steps[-1])
+        if self._bytes_left < 0:
+            self._steps = self._reference = None
 
     def blocks(self):
         """Yield the blocks in the order of time."""
@@ -110,21 +116,19 @@ class GainSequence:
 
     def _forwards(self):
         if self._steps is None:
-            yield from self._recompute(self.first, self.n_transient)
-            return
-        cov = self.first.predicted_cov
-        for chol, increment, seen in self._steps:
-            yield chandrasekhar.Gain(cov, chol)
-            cov = _walk(cov, increment, -seen)
+            return self._recompute(self.first, self.n_transient)
+        return map(self._restore, self._steps)
 
     def _backwards(self):
         if self._steps is None:
-            yield from self._recompute_backwards(self.first, self.n_transient)
-            return
-        cov = self.steady.predicted_cov
-        for chol, increment, seen in reversed(self._steps):
-            cov = _walk(cov, increment, seen)
-            yield chandrasekhar.Gain(cov, chol)
+            return self._recompute_backwards(self.first, self.n_transient)
+        return map(self._restore, reversed(self._steps))
+
+    def _restore(self, kept):
+        cov, chol = kept
+        if self._reference is not None and cov.dtype == jnp.float32:
+            cov = _sum(cov, self._reference)
+        return chandrasekhar.Gain(cov, chol)
 
     def _step(self, state, t):
         return chandrasekhar.step(self.model, state, self.tol, compress=_compresses(t))[0]
@@ -206,7 +210,7 @@ def solve_gains(
     follow = covs[:, n_channels:]
     del covs, right
     gains = GainSequence(model, state, n_times, n_terms, tol, memory_limit)
-    predicted, filtered, last = [], [], np.zeros(2)
+    predicted, filtered, last, left = [], [], np.zeros(2), np.inf
     for t in range(n_times):
         gain = chandrasekhar.gain(state)
         if with_var and not keep:
@@ -217,10 +221,9 @@ def solve_gains(
         if t == gains.n_transient:
             break
         follow = _follow(follow, state.increment, shifted)
-        increment = state.increment
-        state, info = chandrasekhar.step(model, state, tol, compress=_compresses(t))
         if keep:
-            gains.keep(gain, increment, info)
+            gains.keep(gain, left)
+        state, info = chandrasekhar.step(model, state, tol, compress=_compresses(t))
         change = np.array([info.change_of_cov, info.change_of_var])
         left = _left_to_change(change, last)
         last = change
@@ -242,8 +245,13 @@ def _compresses(t):
 
 
 @jax.jit
-def _walk(cov, increment, seen):
-    return cov + (increment @ seen.astype(increment.dtype).T).astype(cov.dtype)
+def _difference(cov, reference):
+    return (cov - reference).astype(jnp.float32)
+
+
+@jax.jit
+def _sum(difference, reference):
+    return reference + difference.astype(reference.dtype)
 
 
 def _left_to_change(change, last):
