@@ -253,6 +253,7 @@ def test_gains_computed_again_are_the_stored_ones():
             assert relative(one.gain.predicted_cov, other.gain.predicted_cov) < 1e-12, one.start
 
 
+@pytest.mark.slow
 def test_directions_of_the_increment_that_do_not_matter_are_dropped():
     """Many channels that see little more than a few patterns: ranks fall, gains stay exact."""
     rng = np.random.default_rng(4)
