@@ -11,8 +11,8 @@ and the increment has a recursion of its own (Chandrasekhar type):
     Z_1 = F L_1 S_1^(-1/2),    L_1 = Pi G'
 
 Z is n_states x rank, rank at most n_channels. Directions of Z that no longer matter at the
-tolerance are dropped, which makes late steps cheap. Gains are frozen once what is left to change,
-by geometric extrapolation, is below the tolerance in every predicted variance and in L.
+tolerance are dropped, and once Z is so small that its roundings in single precision do not
+matter either, it goes on in single precision, at half the cost.
 
 Predicted and filtered variances are exact; with Z_{t+1} = F Y_t, the rows of Y_t give the latter:
 
@@ -41,6 +41,9 @@ __all__ = ["Gain", "Info", "Model", "State", "gain", "init", "step"]
 # predicted variance: summed over steps and over their effect on later ones, still below it.
 _DROPPED = 0.01
 _SMALL_RANK = 16  # below this rank nothing is gained by dropping
+# Single precision once changes are below this many tolerances: its roundings of 6e-8, summed over
+# a few hundred terms, make 1e-6 of a change.
+_SINGLE = 1e5
 
 
 @struct
@@ -74,9 +77,7 @@ class Info(NamedTuple):
 
     change_of_cov: float  # |Z W'| / |L|
     change_of_var: float  # largest rowsum(Z^2) / diag P
-    rank: int
-    left: Array  # (n_states, k) and
-    right: Array  # (n_channels, k): L_{t+1} = L_t - left right' at the tolerance
+    rank: int  # of the next increment
 
 
 def init(model: Model, first_cov, first_var) -> State:
@@ -93,16 +94,17 @@ def init(model: Model, first_cov, first_var) -> State:
     return _init(model, first_cov, first_var)
 
 
-def step(model: Model, state: State, tol) -> tuple[State, Info]:
-    """Go from sample t to t + 1."""
-    new, difference, grams, change_of_cov, change_of_var = _advance(model, state)
-    scale = model.dynamics.process_var if new.predicted_var is None else new.predicted_var
-    increment = _drop(new.increment, np.asarray(grams[0]), _DROPPED * tol * float(jnp.mean(scale)))
-    size = float(jnp.linalg.norm(new.predicted_cov))
-    basis = _leading(np.asarray(grams[1]), (_DROPPED * tol * size) ** 2)
-    right = jnp.asarray(basis, difference.dtype)
-    left = _rotate(difference, right)
-    info = Info(float(change_of_cov), float(change_of_var), increment.shape[1], left, right)
+def step(model: Model, state: State, tol, *, compress) -> tuple[State, Info]:
+    """Go from sample t to t + 1, dropping directions of the increment if `compress`."""
+    new, change_of_cov, change_of_var = _advance(model, state)
+    change_of_cov, change_of_var = float(change_of_cov), float(change_of_var)
+    increment = new.increment
+    if compress:
+        scale = model.dynamics.process_var if new.predicted_var is None else new.predicted_var
+        increment = _drop(increment, _DROPPED * tol * float(jnp.mean(scale)))
+    if max(change_of_cov, change_of_var) < _SINGLE * tol:
+        increment = increment.astype(jnp.float32)
+    info = Info(change_of_cov, change_of_var, increment.shape[1])
     return new._replace(increment=increment), info
 
 
@@ -125,30 +127,31 @@ def _init(model, first_cov, first_var):
 @jax.jit
 def _advance(model, state):
     increment = state.increment
-    seen = model.lead_field @ increment
+    precise, fast = state.predicted_cov.dtype, increment.dtype
+    seen = model.lead_field.astype(fast) @ increment
     difference = increment @ seen.T
-    predicted_cov = state.predicted_cov - difference
-    innovation_cov = state.innovation_cov - seen @ seen.T
+    predicted_cov = state.predicted_cov - difference.astype(precise)
+    wide = seen.astype(precise)
+    innovation_cov = state.innovation_cov - wide @ wide.T
     # Small inverses, so that everything with n_states rows is a plain product.
     inverse = _inverse(jnp.linalg.cholesky(innovation_cov))
-    half = inverse @ seen
+    half = inverse @ wide
     # I + W' S^-1 W has no cancellation, unlike its inverse I - W' (S + W W')^-1 W.
-    inner = half.T @ half + jnp.eye(half.shape[1], dtype=half.dtype)
+    inner = half.T @ half + jnp.eye(half.shape[1], dtype=precise)
     shrink = _inverse(jnp.linalg.cholesky(inner)).T
-    inner_increment = increment @ shrink - predicted_cov @ (inverse.T @ half @ shrink)
-    new = multiply(model.dynamics.transition, inner_increment)
-    grams = new.T @ new, difference.T @ difference
+    weights = inverse.T @ half @ shrink
+    filtered = increment @ shrink.astype(fast) - predicted_cov.astype(fast) @ weights.astype(fast)
+    new = multiply(model.dynamics.transition, filtered)
     change_of_cov = jnp.linalg.norm(difference) / jnp.linalg.norm(predicted_cov)
     if state.predicted_var is None:
-        state = State(predicted_cov, innovation_cov, new, None, None)
-        return state, difference, grams, change_of_cov, 0.0
-    lost = jnp.sum(increment**2, axis=1)
+        return State(predicted_cov, innovation_cov, new, None, None), change_of_cov, 0.0
+    lost = jnp.sum(increment**2, axis=1).astype(precise)
     predicted_var = state.predicted_var - lost
-    filtered_var = state.filtered_var - jnp.sum(inner_increment**2, axis=1)
+    filtered_var = state.filtered_var - jnp.sum(filtered**2, axis=1).astype(precise)
     tiny = jnp.finfo(lost.dtype).tiny
     change_of_var = jnp.max(lost / jnp.maximum(predicted_var, tiny))
     state = State(predicted_cov, innovation_cov, new, predicted_var, filtered_var)
-    return state, difference, grams, change_of_cov, change_of_var
+    return state, change_of_cov, change_of_var
 
 
 def _inverse(chol):
@@ -157,28 +160,27 @@ def _inverse(chol):
     return jax.scipy.linalg.solve_triangular(chol, identity, lower=True)
 
 
-def _drop(increment, gram, limit):
+def _drop(increment, limit):
     """Leave out directions of the increment whose squared norms sum to at most `limit`."""
-    basis = _leading(gram, limit)
-    if basis.shape[1] == gram.shape[0]:
+    rank = increment.shape[1]
+    if rank <= _SMALL_RANK:
         return increment
-    return _rotate(increment, jnp.asarray(basis, increment.dtype))
-
-
-def _leading(gram, limit):
-    """Directions (size, k) that leave at most `limit` of the trace of a Gram matrix behind."""
-    size = gram.shape[0]
-    if size <= _SMALL_RANK:
-        return np.eye(size)
-    values, vectors = np.linalg.eigh(gram)
+    values, vectors = np.linalg.eigh(np.asarray(_gram(increment), np.float64))
     n_dropped = int(np.searchsorted(np.cumsum(np.maximum(values, 0)), limit, side="right"))
     # Few shapes, so that the step compiles a few times only.
-    block = max(-(-size // 8), _SMALL_RANK)
-    keep = min(max(-(-(size - n_dropped) // block), 1) * block, size)
-    return vectors[:, size - keep :]
+    block = max(-(-rank // 8), _SMALL_RANK)
+    keep = max(-(-(rank - n_dropped) // block), 1) * block
+    if keep >= rank:
+        return increment
+    return _rotate(increment, jnp.asarray(vectors[:, rank - keep :], increment.dtype))
 
 
 _cholesky = jax.jit(jnp.linalg.cholesky)
+
+
+@jax.jit
+def _gram(x):
+    return x.T @ x
 
 
 @jax.jit

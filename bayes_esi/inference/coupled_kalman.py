@@ -71,7 +71,7 @@ def prepare(
     *,
     tol=None,
     with_var=True,
-    memory_limit=4 * 2**30,
+    memory_limit=6 * 2**30,
     progress=lambda done: None,
 ):
     """Compute everything that does not depend on the data: see `make_model` and `solve_gains`.
@@ -86,7 +86,7 @@ def prepare(
         model,
         n_times,
         tol=tol,
-        memory_limit=memory_limit / 2,
+        memory_limit=0.6 * memory_limit,
         with_var=with_var,
         progress=progress,
     )
@@ -103,7 +103,7 @@ def run(
     n_draws=16,
     key=None,
     tol=None,
-    memory_limit=4 * 2**30,
+    memory_limit=6 * 2**30,
     progress=lambda done: None,
     gains=None,
 ):
@@ -162,7 +162,7 @@ def run(
         mean = np.asarray(_smoothed_mean(gains, filtered, memory_limit))
         progress(0.6)
         variance, error = simulation_smoother.smoothed_variance(
-            key, gains, n_draws, memory_limit / 2, lambda done: progress(0.6 + 0.4 * done)
+            key, gains, n_draws, 0.3 * memory_limit, lambda done: progress(0.6 + 0.4 * done)
         )
         std = np.sqrt(variance, out=variance)
         tiny = np.finfo(std.dtype).tiny
@@ -182,7 +182,7 @@ def run(
     )
 
 
-def sample(key, n_draws, data, gains, *, memory_limit=4 * 2**30):
+def sample(key, n_draws, data, gains, *, memory_limit=6 * 2**30):
     """Draw whole time courses from the posterior.
 
     Parameters
@@ -203,7 +203,7 @@ def sample(key, n_draws, data, gains, *, memory_limit=4 * 2**30):
     samples = jnp.asarray(np.asarray(data).T, gains.model.lead_field.dtype)
     filtered = disturbance_smoother.run_filter(gains, samples, keep_mean=False)
     mean = np.asarray(_smoothed_mean(gains, filtered, memory_limit))
-    draws = simulation_smoother.draw_errors(key, gains, n_draws, memory_limit / 2)
+    draws = simulation_smoother.draw_errors(key, gains, n_draws, 0.3 * memory_limit)
     draws += mean
     return np.moveaxis(draws, 1, 2)
 

@@ -26,7 +26,10 @@ from .chandrasekhar import Gain, Model
 from .sparse_product import multiply
 from .stationary_prior import apply_process_cov, apply_stationary_cov
 
-__all__ = ["Filtered", "backward", "backward_step", "filter_step", "run_filter", "smooth"]
+__all__ = ["Filtered", "backward", "backward_step", "filter_step", "run_filter", "smooth", "turn"]
+
+
+_LONG = 8  # samples; fewer products do not repay a transposed copy
 
 
 class Filtered(NamedTuple):
@@ -134,17 +137,29 @@ def _filter_block(model, gain, predicted, samples, keep_mean):
     return predicted, mean, innovation, -0.5 * (jnp.sum(square) + constant)
 
 
-def backward_step(model: Model, gain: Gain, r, innovation):
-    """One step back: r_t and e_t give r_{t-1} and the smoothed noise of sample t."""
+def turn(model: Model, gain: Gain, length):
+    """Transposes of L and G, copied where a block is long enough to be worth it."""
+    pair = gain.predicted_cov.T, model.lead_field.T
+    return jax.lax.optimization_barrier(pair) if length >= _LONG else pair
+
+
+def backward_step(model: Model, gain: Gain, turned, r, innovation):
+    """One step back: r_t and e_t give r_{t-1} and the smoothed noise of sample t.
+
+    `turned` comes from `turn`.
+    """
+    cov_t, lead_field_t = turned
     u = multiply(model.dynamics.transposed, r)
-    noise = _solve(gain, innovation - gain.predicted_cov.T @ u)
-    return model.lead_field.T @ noise + u, noise
+    noise = _solve(gain, innovation - cov_t @ u)
+    return lead_field_t @ noise + u, noise
 
 
 @jax.jit
 def _backward_block(model, gain, r, innovation):
+    turned = turn(model, gain, innovation.shape[0])
+
     def body(r, innovation):
-        new, noise = backward_step(model, gain, r, innovation)
+        new, noise = backward_step(model, gain, turned, r, innovation)
         return new, (r, noise)
 
     r, (disturbance, noise) = jax.lax.scan(body, r, innovation, reverse=True)

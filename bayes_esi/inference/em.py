@@ -31,7 +31,7 @@ from scipy import sparse
 from ..core.checks import check_choice, check_positive
 from . import disturbance_smoother, simulation_smoother
 from .coupled_kalman import prepare
-from .disturbance_smoother import backward_step
+from .disturbance_smoother import backward_step, turn
 from .sparse_product import multiply
 from .stationary_prior import apply_process_cov, count_terms
 
@@ -78,7 +78,7 @@ def run(
     key=None,
     max_steps=50,
     tol=1e-5,
-    memory_limit=4 * 2**30,
+    memory_limit=6 * 2**30,
     progress=lambda done: None,
 ):
     """Fit the hyper-parameters.
@@ -292,6 +292,7 @@ def _cov_block(model, gain, cov, length):
     identity = jnp.eye(n_channels, dtype=cov.dtype)
     precision = jax.scipy.linalg.cho_solve((gain.innovation_chol, True), identity)
     zeros = jnp.zeros((n_channels, n_states), cov.dtype)
+    turned = turn(model, gain, length)
 
     def body(carry, _):
         cov, state, quadratic, noise = carry
@@ -301,8 +302,8 @@ def _cov_block(model, gain, cov, length):
         shifted = multiply(system.transposed, multiply(system.transposed, cov).T)
         lowered = gain.predicted_cov.T @ shifted @ gain.predicted_cov
         noise = noise + jnp.trace(precision + precision @ lowered @ precision)
-        turned, _ = backward_step(model, gain, cov, zeros)
-        cov, _ = backward_step(model, gain, turned.T, zeros)
+        half, _ = backward_step(model, gain, turned, cov, zeros)
+        cov, _ = backward_step(model, gain, turned, half.T, zeros)
         cov = cov + model.lead_field.T @ precision @ model.lead_field
         return (0.5 * (cov + cov.T), state, quadratic, noise), None
 

@@ -1,10 +1,11 @@
 """The gains of a whole recording, forwards and backwards, within a memory limit.
 
-Gains change until they are steady (`chandrasekhar`); from then on one gain serves. Of a transient
-gain only its difference to the next is kept, as a product of low rank, and L is walked forwards or
-backwards in time by adding them up. If they do not fit in memory, gains are computed again from
-saved states of the recursion: backwards, a stretch too long to hold is halved until it is not,
-which costs a factor log2(length / room) in time and as many saved states in memory.
+Gains change until what is left to change, by geometric extrapolation, is below the tolerance in L
+and in every predicted variance; from then on one gain serves. Transient gains, n_states x
+n_channels each, are kept: once little is left to change, as single-precision differences to a
+reference. If they do not fit in memory, gains are computed again from saved states of the
+recursion: backwards, a stretch too long to hold is halved until it is not, which costs a factor
+log2(length / room) in time and as many saved states in memory.
 
 The frozen gain is certified by the Riccati equation on random combinations x of the
 channels, P G' x = F P F' G' x - F L S^-1 L' F' G' x + Q G' x: P F' G' x is followed through the
@@ -72,23 +73,28 @@ class GainSequence:
         self.room = max(int(memory_limit / (cov.size * cov.dtype.itemsize)), 1)
         self.n_transient, self.n_loose = n_times - 1, n_times
         self.steady = self.predicted_var = self.filtered_var = self.dare_residual = None
-        self._steps, self._bytes_left = [], memory_limit
+        self._steps, self._reference, self._bytes_left = [], None, memory_limit
 
     @property
     def is_stored(self):
         """Whether the transient gains fit in memory."""
         return self._steps is not None
 
-    def keep(self, gain, info):
-        """Store how the gain of the next sample differs from this, unless memory is spent."""
-        if self._steps is not None:
-            left = info.left
-            if info.change_of_cov * float(jnp.finfo(jnp.float32).eps) < 0.01 * self.tol:
-                left = left.astype(jnp.float32)
-            self._steps.append((gain.innovation_chol, left, info.right))
-            self._bytes_left -= sum(x.size * x.dtype.itemsize for x in self._steps[-1])
-            if self._bytes_left < 0:
-                self._steps = None
+    def keep(self, gain, left):
+        """Store the next transient gain, of which `left` is yet to change, if memory lasts."""
+        if self._steps is None:
+            return
+        cov = gain.predicted_cov
+        if cov.dtype == jnp.float32:
+            pass
+        elif self._reference is not None:
+            cov = _difference(cov, self._reference)
+        elif left * float(jnp.finfo(jnp.float32).eps) < 0.01 * self.tol:
+            self._reference = cov  # roundings of later differences stay below the tolerance
+        self._steps.append((cov, gain.innovation_chol))
+        self._bytes_left -= sum(x.size * x.dtype.itemsize for x in self._steps[-1])
+        if self._bytes_left < 0:
+            self._steps = self._reference = None
 
     def blocks(self):
         """Yield the blocks in the order of time."""
@@ -110,39 +116,40 @@ class GainSequence:
 
     def _forwards(self):
         if self._steps is None:
-            yield from self._recompute(self.first, self.n_transient)
-            return
-        cov = self.first.predicted_cov
-        for chol, left, right in self._steps:
-            yield chandrasekhar.Gain(cov, chol)
-            cov = _walk(cov, -left, right)
+            return self._recompute(self.first, self.n_transient)
+        return map(self._restore, self._steps)
 
     def _backwards(self):
         if self._steps is None:
-            yield from self._recompute_backwards(self.first, self.n_transient)
-            return
-        cov = self.steady.predicted_cov
-        for chol, left, right in reversed(self._steps):
-            cov = _walk(cov, left, right)
-            yield chandrasekhar.Gain(cov, chol)
+            return self._recompute_backwards(self.first, self.n_transient)
+        return map(self._restore, reversed(self._steps))
 
-    def _recompute(self, state, length):
+    def _restore(self, kept):
+        cov, chol = kept
+        if self._reference is not None and cov.dtype == jnp.float32:
+            cov = _sum(cov, self._reference)
+        return chandrasekhar.Gain(cov, chol)
+
+    def _step(self, state, t):
+        return chandrasekhar.step(self.model, state, self.tol, compress=_compresses(t))[0]
+
+    def _recompute(self, state, length, first=0):
         for i in range(length):
             yield chandrasekhar.gain(state)
             if i + 1 < length:
-                state, _ = chandrasekhar.step(self.model, state, self.tol)
+                state = self._step(state, first + i)
 
-    def _recompute_backwards(self, state, length):
-        if length <= max(self.room, 1):
-            yield from reversed(list(self._recompute(state, length)))
+    def _recompute_backwards(self, state, length, first=0):
+        if length <= self.room:
+            yield from reversed(list(self._recompute(state, length, first)))
             return
         half = length // 2
         middle = state
-        for _ in range(half):
-            middle, _ = chandrasekhar.step(self.model, middle, self.tol)
-        yield from self._recompute_backwards(middle, length - half)
+        for i in range(half):
+            middle = self._step(middle, first + i)
+        yield from self._recompute_backwards(middle, length - half, first + half)
         del middle
-        yield from self._recompute_backwards(state, half)
+        yield from self._recompute_backwards(state, half, first)
 
 
 def solve_gains(
@@ -150,7 +157,7 @@ def solve_gains(
     n_times,
     *,
     tol=None,
-    memory_limit=4 * 2**30,
+    memory_limit=6 * 2**30,
     with_var=True,
     keep=True,
     progress=lambda done: None,
@@ -163,8 +170,8 @@ def solve_gains(
     n_times : int
     tol : float, optional
         Relative accuracy of gains and variances at which they are frozen; in single precision not
-        below a few roundings. Default 1e-11 up to 1,000 states and 1e-9 beyond, where each
-        tenfold may cost ten seconds.
+        below a few roundings. Default 1e-11 up to 1,000 states and 1e-8 beyond, where each
+        tenfold may cost ten seconds and a gigabyte.
     memory_limit : float
         Bytes for transient gains, and before them for the series of the stationary law.
     with_var : bool
@@ -186,24 +193,24 @@ def solve_gains(
     system = model.dynamics
     n_channels, n_states = model.lead_field.shape
     if tol is None:
-        tol = 1e-11 if n_states <= _FEW_STATES else 1e-9
+        tol = 1e-11 if n_states <= _FEW_STATES else 1e-8
     tol = max(tol, 30 * float(jnp.finfo(model.lead_field.dtype).eps))
     n_terms = count_terms(system, 0.1 * tol)
     probes = np.random.default_rng(0).standard_normal((n_channels, _N_PROBES))
     probes = jnp.asarray(probes, model.lead_field.dtype)
     combined, shifted = _probe(model, probes)
     right = jnp.concatenate([model.lead_field.T, shifted], axis=1)
-    covs = apply_stationary_cov(system, right, n_terms, memory_limit / 2)
+    covs = apply_stationary_cov(system, right, n_terms, memory_limit / 3)
     progress(0.3)
     first_var = None
     if with_var:
-        first_var = stationary_variance(system, n_terms, 0.1 * tol, memory_limit / 2)
+        first_var = stationary_variance(system, n_terms, 0.1 * tol, memory_limit / 3)
     progress(0.7)
     state = chandrasekhar.init(model, covs[:, :n_channels], first_var)
     follow = covs[:, n_channels:]
     del covs, right
     gains = GainSequence(model, state, n_times, n_terms, tol, memory_limit)
-    predicted, filtered, last = [], [], np.zeros(2)
+    predicted, filtered, last, left = [], [], np.zeros(2), np.inf
     for t in range(n_times):
         gain = chandrasekhar.gain(state)
         if with_var and not keep:
@@ -214,9 +221,9 @@ def solve_gains(
         if t == gains.n_transient:
             break
         follow = _follow(follow, state.increment, shifted)
-        state, info = chandrasekhar.step(model, state, tol)
         if keep:
-            gains.keep(gain, info)
+            gains.keep(gain, left)
+        state, info = chandrasekhar.step(model, state, tol, compress=_compresses(t))
         change = np.array([info.change_of_cov, info.change_of_var])
         left = _left_to_change(change, last)
         last = change
@@ -232,9 +239,19 @@ def solve_gains(
     return gains
 
 
+def _compresses(t):
+    """Dropping directions costs as much as half a step: seldom enough."""
+    return t % 4 == 0
+
+
 @jax.jit
-def _walk(cov, left, right):
-    return cov + left.astype(cov.dtype) @ right.T
+def _difference(cov, reference):
+    return (cov - reference).astype(jnp.float32)
+
+
+@jax.jit
+def _sum(difference, reference):
+    return reference + difference.astype(reference.dtype)
 
 
 def _left_to_change(change, last):
@@ -253,7 +270,8 @@ def _probe(model, probes):
 
 @jax.jit
 def _follow(follow, increment, shifted):
-    return follow - increment @ (increment.T @ shifted)
+    seen = increment.T @ shifted.astype(increment.dtype)
+    return follow - (increment @ seen).astype(follow.dtype)
 
 
 @jax.jit

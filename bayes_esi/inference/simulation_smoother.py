@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .disturbance_smoother import backward_step, filter_step
+from .disturbance_smoother import backward_step, filter_step, turn
 from .sparse_product import multiply
 from .stationary_prior import apply_process_cov, apply_stationary_cov, count_terms, draw_process
 
@@ -249,13 +249,14 @@ def _error_block(key, model, gain, error, start, length, n_draws, keep):
 def _backward_block(model, gain, r, innovation, process):
     """Turn w into w - Q r, sample by sample from the last, in place."""
     length = process.shape[0]
+    turned = turn(model, gain, length)
 
     def body(i, carry):
         r, change = carry
         t = length - 1 - i
         smoothed = apply_process_cov(model.dynamics, r).astype(change.dtype)
         change = change.at[t].add(-smoothed)
-        r, _ = backward_step(model, gain, r, innovation[t])
+        r, _ = backward_step(model, gain, turned, r, innovation[t])
         return r, change
 
     return jax.lax.fori_loop(0, length, body, (r, process))
@@ -263,11 +264,13 @@ def _backward_block(model, gain, r, innovation, process):
 
 @jax.jit
 def _backward_power(model, gain, r, innovation):
+    turned = turn(model, gain, innovation.shape[0])
+
     def body(carry, innovation):
         r, power, noise_power, quadratic = carry
         power = power + jnp.sum(r**2, axis=1)
         quadratic = quadratic + jnp.sum(r * apply_process_cov(model.dynamics, r))
-        r, noise = backward_step(model, gain, r, innovation)
+        r, noise = backward_step(model, gain, turned, r, innovation)
         return (r, power, noise_power + jnp.sum(noise**2), quadratic), None
 
     zero = jnp.zeros((), r.dtype)
@@ -322,8 +325,10 @@ def _reach(model, gain, n_times):
     )
     zero = jnp.zeros_like(probes, dtype=r.dtype)
 
+    turned = turn(model, gain, n_times)
+
     def body(r, _):
-        new, _ = backward_step(model, gain, r, zero)
+        new, _ = backward_step(model, gain, turned, r, zero)
         return new, jnp.sum(r**2)
 
     _, power = jax.lax.scan(body, r, length=n_times)

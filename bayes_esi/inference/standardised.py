@@ -47,7 +47,7 @@ def run(
     noise_var,
     *,
     exponent=1.0,
-    memory_limit=4 * 2**30,
+    memory_limit=6 * 2**30,
     gains=None,
 ):
     """Filter and standardise.

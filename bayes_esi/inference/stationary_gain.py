@@ -58,7 +58,7 @@ def solve(
     *,
     tol=None,
     with_std=True,
-    memory_limit=4 * 2**30,
+    memory_limit=6 * 2**30,
     max_steps=10_000,
 ):
     """Find the steady gain.

@@ -10,8 +10,7 @@ import pytest
 import scipy.linalg
 from scipy import sparse, stats
 
-from bayes_esi.inference import coupled_kalman, disturbance_smoother, stationary_gain
-from bayes_esi.inference.chandrasekhar import Info
+from bayes_esi.inference import chandrasekhar, coupled_kalman, disturbance_smoother, stationary_gain
 from bayes_esi.inference.gain_sequence import solve_gains
 from bayes_esi.inference.sparse_product import multiply, sparse_matrix
 
@@ -187,7 +186,7 @@ def test_draws_have_the_posterior_law():
     """Along random directions of the whole path, from the joint dense covariance."""
     c, gains, n_draws = case("random"), gains_of("random"), 96
     draws = coupled_kalman.sample(
-        jax.random.key(1), n_draws, c.data, gains, memory_limit=2 * 2 * 4 * N_STATES * N_TIMES * 32
+        jax.random.key(1), n_draws, c.data, gains, memory_limit=4 * 2 * 4 * N_STATES * N_TIMES * 32
     )
     assert draws.shape == (n_draws, N_STATES, N_TIMES)
     F, Q, G = dense(c.transition), dense(c.process_cov), c.lead_field
@@ -251,9 +250,10 @@ def test_gains_computed_again_are_the_stored_ones():
         for one, other in pair:
             assert one[1:] == other[1:]
             # Sums of the same numbers in another order.
-            assert relative(one.gain.predicted_cov, other.gain.predicted_cov) < 1e-12
+            assert relative(one.gain.predicted_cov, other.gain.predicted_cov) < 1e-12, one.start
 
 
+@pytest.mark.slow
 def test_directions_of_the_increment_that_do_not_matter_are_dropped():
     """Many channels that see little more than a few patterns: ranks fall, gains stay exact."""
     rng = np.random.default_rng(4)
@@ -261,11 +261,12 @@ def test_directions_of_the_increment_that_do_not_matter_are_dropped():
     patterns = rng.normal(size=(m, m)) * 10.0 ** -np.linspace(0, 6, m)
     G = patterns @ rng.normal(size=(m, N_STATES))
     c = simulate(rng, G, case("chain").transition, np.ones(N_STATES), 1.0, n_times=40)
-    ranks = []
     gains = coupled_kalman.prepare(*model_of(c), 40, tol=1e-12)
-    ranks = [left.shape[1] for _, left, _ in gains._steps]
+    state, ranks = gains.first, []
+    for _ in range(6):
+        state, info = chandrasekhar.step(gains.model, state, 1e-12, compress=True)
+        ranks.append(info.rank)
     assert ranks[-1] < ranks[0]
-    assert "rank" in Info._fields
     found = coupled_kalman.run(c.data, *model_of(c), smooth=False, gains=gains)
     truth = oracle(c)
     assert abs(found.log_likelihood - truth.log_likelihood) < EXACT * abs(truth.log_likelihood)

@@ -73,7 +73,7 @@ def test_one_step_equals_dense_em(case):
     np.testing.assert_allclose(found.log_posterior[0] - found.log_likelihood[0], prior)
 
 
-@pytest.mark.parametrize("part", ["process", "scale"])
+@pytest.mark.parametrize("part", ["process", pytest.param("scale", marks=pytest.mark.slow)])
 def test_penalised_likelihood_never_falls(case, part):
     data, G, F = case
     start = np.linspace(0.2, 4, N_STATES)
