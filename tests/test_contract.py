@@ -13,6 +13,7 @@ from bayes_esi.core.status import Status
 from bayes_esi.inference.registry import METHODS
 
 M, T, STD = 8, 10, 2e-9
+KEY = jax.random.key(0)
 
 
 def make_problem(dtype=np.float64, seed=0):
@@ -48,7 +49,7 @@ IDS = [f"{kind.__name__}-{method}" for kind, method in PAIRS]
 def infer(kind, method, problem, **more):
     options = OPTIONS.get(method, {}) | more
     model = model_of(kind, problem)
-    return be.infer(model, problem, method=method, progress=False, throw=False, **options)
+    return be.infer(model, problem, KEY, method, progress=False, throw=False, **options)
 
 
 @pytest.mark.parametrize(("kind", "method"), PAIRS, ids=IDS)
