@@ -17,6 +17,7 @@ from bayes_esi.models.orientation import orient
 from bayes_esi.models.source_hyper import hyper_of
 from bayes_esi.models.source_likelihood import source_likelihood
 from bayes_esi.models.source_prior import source_prior
+from bayes_esi.sources import laplacian
 
 M, N, T, STEP = 8, 12, 6, 1 / 250
 STD = 2e-9  # A·m, with lead fields such that signals are some times the noise
@@ -264,6 +265,54 @@ def test_channels_that_go_bad_for_a_time(kind, method):
     unknown = be.AutoregressiveSources(covariance=spatial)
     with pytest.raises(ValueError, match="missing channels need known"):
         be.infer(unknown, problem, missing=missing, progress=False)
+
+
+@pytest.mark.parametrize("criterion", ["evidence", "gcv", "l_curve"])
+def test_each_criterion_sets_the_scale_and_keeps_its_curve(criterion):
+    problem = make_problem(m=20, n_times=40)
+    posterior = be.infer(be.GaussianSources(), problem, regularisation=criterion, progress=False)
+    curve = posterior.curve
+    assert (
+        curve.name.replace("-", "_").startswith(criterion) or criterion in str(curve.name).lower()
+    )
+    # The optimum in the coordinate of the search, log source_std, is that of the curve.
+    assert posterior.lambda2 == pytest.approx(float(curve.best), rel=1e-5)
+    given = be.infer(be.GaussianSources(lambda2=float(curve.best)), problem, progress=False)
+    np.testing.assert_allclose(given.mean, posterior.mean, rtol=1e-4, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["laplacian", "laura"])
+def test_smooth_priors_solve_their_penalty(kind):
+    """min |data - G x|^2 + l |B Omega x|^2, Omega the norms of the fields (LORETA, LAURA)."""
+    rng = np.random.default_rng(2)
+    grid = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    problem = be.Problem.from_arrays(
+        rng.standard_normal((M, 3)), rng.standard_normal((M, 27, 1)), 0.01 * grid
+    )
+    model = be.GaussianSources(covariance=kind, depth=1.0, depth_limit=None, lambda2=0.3)
+    posterior = be.infer(model, problem, progress=False)
+    make = laplacian.loreta_operator if kind == "laplacian" else laplacian.laura_operator
+    operator = make(problem.neighbours, *([problem.source_pos] if kind == "laura" else []))
+    field = problem.lead_field[:, :, 0]
+    omega = np.diag(np.linalg.norm(field, axis=0))
+    penalty = (operator.toarray() @ omega).T @ (operator.toarray() @ omega)
+    scale = M / np.trace(field @ np.linalg.solve(penalty, field.T))
+    x = np.linalg.solve(field.T @ field + 0.3 / scale * penalty, field.T @ problem.data)
+    tolerance = 1e-9 * np.abs(x).max()
+    np.testing.assert_allclose(posterior.mean[:, 0] / problem.moment_unit, x, atol=tolerance)
+
+
+@pytest.mark.parametrize("loose", [1.0, 0.0])
+@pytest.mark.parametrize("name", ["sLORETA", "eLORETA"])
+def test_a_single_source_without_noise_is_found_wherever_it_is(name, loose):
+    problem = make_problem()
+    rng = np.random.default_rng(8)
+    posterior = be.infer(be.GaussianSources(lambda2=0.5, loose=loose), problem, progress=False)
+    field = orient(problem, loose).lead_field
+    for source in range(N):
+        data = field[:, source] @ rng.standard_normal((field.shape[2], T))
+        statistic = posterior.apply(dataclasses.replace(problem, data=data)).statistic(name)
+        assert np.all(np.abs(statistic).argmax(axis=0) == source)
 
 
 # -------------------------------------------------------------------- unknown hyper-parameters
