@@ -98,7 +98,7 @@ def case(kind):
         F = sparse.random_array((N_STATES,) * 2, density=0.1, rng=rng).toarray()
         F -= 0.5 * sparse.random_array((N_STATES,) * 2, density=0.1, rng=rng).toarray()
         F *= 0.9 / np.max(np.abs(np.linalg.eigvals(F)))
-        return simulate(rng, G, sparse.csr_array(F), 0.1 + rng.random(N_STATES), 2.0)
+        return simulate(rng, G, sparse.csr_array(F), 0.1 + rng.random(N_STATES), 20.0)
     n = N_STATES // 3
     chain = sparse.diags_array([0.15, 0.4, 0.2], offsets=[-1, 0, 1], shape=(n, n))
     F = sparse.csr_array(sparse.kron(chain, sparse.eye_array(3)))
@@ -198,6 +198,9 @@ def test_draws_have_the_posterior_law():
             prior[t + lag, :, t], prior[t, :, t + lag] = block, block.T
     rng = np.random.default_rng(2)
     direction = rng.normal(size=(200, N_TIMES, N_STATES)) * rng.random((200, N_TIMES, 1)) ** 4
+    for k in range(100):  # what channels see: here the noise decides, elsewhere the prior
+        direction[k] = 0
+        direction[k, rng.integers(N_TIMES)] = rng.normal(size=N_CHANNELS) @ G
     moved = np.tensordot(direction, prior, 2)
     seen = np.einsum("ktn,mn->ktm", moved, G).reshape(200, -1)
     data_cov = np.einsum("mn,tnsk,lk->tmsl", G, prior, G, optimize=True)
