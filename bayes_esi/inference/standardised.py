@@ -8,8 +8,8 @@ for equal variances); it is a statistic for localisation, not a posterior.
 
 Cost: the filter's, and O(n_states n_channels^2) a sample until the gains are steady.
 
-References: Pascual-Marqui 2002 (sLORETA); Lahtinen, Ronni, Samavaki, Pursiainen 2024
-(standardised Kalman filter).
+References: Pascual-Marqui 2002 (sLORETA); Lahtinen, Ronni, Subramaniyam, Koulouri,
+Wolters, Pursiainen 2024, doi:10.1016/j.clinph.2024.09.021 (standardised Kalman filter).
 """
 
 from typing import NamedTuple
