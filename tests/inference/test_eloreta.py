@@ -2,7 +2,6 @@
 
 import warnings
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -274,10 +273,3 @@ def test_equals_mne(data_dir, is_free):
     expected = estimate.data if is_free else estimate.data[:, None]
     # MNE keeps the factors of its operator in single precision.
     np.testing.assert_allclose(ours, expected, atol=2e-6 * np.abs(expected).max())
-
-
-@pytest.mark.skipif(jax.default_backend() == "cpu", reason="needs an accelerator")
-def test_accelerator_uses_no_reduced_precision(fields):
-    result = eloreta.run(fields["free"], 1 / 9)
-    cov = np.asarray(result.inverse_weights)
-    assert residual_of(fields["free"], cov, 1 / 9) <= 1.05 * float(result.residual)
