@@ -385,7 +385,7 @@ def _data_cov(field, cov):
     """sum_j G_j C_j G_j', in the precision of the field."""
     m, d, _ = field.shape
     low = cov.astype(field.dtype)
-    weighted = jnp.stack([sum(field[:, e] * low[e, f] for e in range(d)) for f in range(d)], axis=1)
+    weighted = sum(field[:, e, None] * low[e] for e in range(d))
     product = jnp.matmul(weighted.reshape(m, -1), field.reshape(m, -1).T, precision=_HIGH)
     return _mirrored(product.astype(cov.dtype))
 
