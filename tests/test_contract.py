@@ -37,13 +37,22 @@ OPTIONS = {
     "nuts": {"n_chains": 2, "n_warmup": 30, "n_samples": 30, "n_components": 4},
     "em": {"max_steps": 2, "n_draws": 4},
 }
-PAIRS = [
+ALL = [
     (kind, method)
     for kind, methods in METHODS.items()
     if kind is not be.StaticDipoles
     for method in methods
 ]
-IDS = [f"{kind.__name__}-{method}" for kind, method in PAIRS]
+# Chains and simulated series compile for seconds.
+COSTLY = ("nuts", "em")
+PAIRS = [
+    pytest.param(
+        *pair,
+        marks=[pytest.mark.slow] if pair[1] in COSTLY else [],
+        id=f"{pair[0].__name__}-{pair[1]}",
+    )
+    for pair in ALL
+]
 
 
 def infer(kind, method, problem, **more):
@@ -52,7 +61,7 @@ def infer(kind, method, problem, **more):
     return be.infer(model, problem, KEY, method, progress=False, throw=False, **options)
 
 
-@pytest.mark.parametrize(("kind", "method"), PAIRS, ids=IDS)
+@pytest.mark.parametrize(("kind", "method"), PAIRS)
 def test_a_second_data_set_compiles_nothing(kind, method, caplog):
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         first = infer(kind, method, make_problem())
@@ -68,10 +77,7 @@ def test_a_second_data_set_compiles_nothing(kind, method, caplog):
     np.testing.assert_array_equal(again.mean, first.mean)
 
 
-SINGLE = [pair for pair in PAIRS if pair[1] not in ("nuts", "em")]
-
-
-@pytest.mark.parametrize(("kind", "method"), SINGLE, ids=[f"{k.__name__}-{m}" for k, m in SINGLE])
+@pytest.mark.parametrize(("kind", "method"), [pair for pair in ALL if pair[1] not in COSTLY])
 def test_single_precision_tells_the_same(kind, method):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "computing in float32")
@@ -85,7 +91,7 @@ def test_single_precision_tells_the_same(kind, method):
     assert single.log_evidence == pytest.approx(double.log_evidence, abs=0.05)
 
 
-@pytest.mark.parametrize(("kind", "method"), PAIRS, ids=IDS)
+@pytest.mark.parametrize(("kind", "method"), PAIRS)
 def test_numbers_that_are_none_are_told(kind, method):
     problem = make_problem()
     broken = dataclasses.replace(problem, data=np.full_like(problem.data, np.nan))

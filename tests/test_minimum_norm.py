@@ -28,7 +28,7 @@ def recording(data_dir, head):
         evoked.crop(0.08, 0.1).pick(["meg", "eeg"], exclude="bads")
         evoked.set_eeg_reference(projection=True)
         evoked.apply_proj()
-        src = head.source_space(4)
+        src = head.source_space(3)
         for hemisphere in src:
             hemisphere["rr"] = CENTRE + 0.8 * (hemisphere["rr"] - CENTRE)
         sphere = mne.make_sphere_model(CENTRE, 0.1)
@@ -61,8 +61,7 @@ TOLERANCE = 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("depth", [0.0, 0.8])
-@pytest.mark.parametrize("loose", [1.0, 0.2])
+@pytest.mark.parametrize(("loose", "depth"), [(1.0, 0.0), (0.2, 0.8)])
 def test_free_and_loose_orientations(recording, kind, depth, loose):
     evoked, cov, forward, _ = recording
     evoked = pick(evoked, kind)

@@ -34,6 +34,10 @@ class Status(enum.Enum):
         "check that the window holds a response and that noise_cov is that of the same data; or "
         "give the scale",
     )
+    NO_CORNER = (
+        "the L-curve has no corner: its curvature is nowhere positive, or largest at an end",
+        "choose the scale by evidence or GCV",
+    )
     EVIDENCE_UNCERTAIN = (
         "the quadrature over unknown hyper-parameters leaves an error of more than 3 nats in the "
         "log evidence",
@@ -51,7 +55,8 @@ class Status(enum.Enum):
     )
     NOT_CONVERGED = (
         "the iteration did not reach its tolerance within max_steps",
-        "raise max_steps or tol",
+        "raise max_steps or tol where the method has them, or give some of the unknown "
+        "hyper-parameters",
     )
     APPROXIMATE = (
         "the method is a published approximation kept for comparison: its uncertainty and evidence "

@@ -2,7 +2,8 @@
 
     theta* = argmax log p(data | theta) + log p(x),    p(data) = int p(data | theta) p(x) dx
 
-in coordinates x that suit each unknown: logarithms of scales, shares and coefficients as they are.
+in coordinates x that suit each unknown: logarithms of scales, atanh of coefficients, shares as
+they are.
 The search is L-BFGS-B with compiled gradients, from the best of some draws of the prior. The
 integral is adaptive quadrature around the optimum; its error is told by a smaller rule.
 
@@ -22,13 +23,18 @@ from scipy.special import logsumexp
 __all__ = ["Optimum", "maximise"]
 
 SCALES = ("source_std", "noise_std", "time_scale")
+COEFFICIENTS = ("coefficient", "partial")
+_LARGEST_ATANH = 8.0  # a coefficient within 2e-7 of one
 # Likelihoods that the quadrature may take: a fixed spectrum makes them cheap.
 MOST_NODES, MOST_NODES_DENSE = 1500, 400
-N_PROBED = 64
+N_PROBED, N_STARTS = 64, 3
+_RESTARTS = 5
 MAX_STEPS = 200
 _BATCH = 64  # points a compiled call takes: one shape, one compilation
 _FINITE_STEP = 1e-4  # of x, for differences of gradients; error 1e-8 relative either way
 _NEAR_BOUND = 0.01  # share of the range of x
+_INSET = 1e-7  # share of a range that the search keeps from its ends
+_NO_VALUE = 1e30  # loss where the likelihood is no number: line searches step back from it
 _FAR = 6.0  # standard deviations beyond which a Gaussian has no mass to speak of (1e-9)
 
 
@@ -41,7 +47,7 @@ class Optimum(NamedTuple):
     log_evidence: float  # integrated over the unknown
     log_evidence_std: float
     at_bound: tuple  # names of scales that ran into the end of their prior
-    gradient: float  # largest entry of the gradient in x over that of its standard deviation
+    gradient: float  # largest of the gradient in x, times deviations: nats left to climb, or so
 
 
 def maximise(likelihood, hyper, key):
@@ -67,15 +73,20 @@ def maximise(likelihood, hyper, key):
     low, high = (np.concatenate([b[i].ravel() for b in bounds.values()]) for i in (0, 1))
     starts = _starts(key, laws, low, high)
     args = (likelihood, laws, known)
-    values = _values(args, starts)
-    x = _search(args, starts[np.argmax(values)], low, high)
+    best = starts[np.argsort(-_values(args, starts), kind="stable")[:N_STARTS]]
+    ends = [_search(args, start, low, high) for start in best]
+    x = max(ends, key=lambda end: end[1])[0]
     gradient, hessian = _derivatives(args, x, low, high)
     cov = _covariance(hessian, low, high)
     log_evidence, error = _integrate(args, x, gradient, cov, low, high)
     found = _name(laws, x)
     std = _name_plain(laws, np.sqrt(np.diag(cov)))
+    for name in COEFFICIENTS:
+        if name in std:
+            std[name] = std[name] * (1 - found[name] ** 2)
     width = np.where(np.isfinite(high - low), high - low, np.inf)
     near = (np.minimum(x - low, high - x) < _NEAR_BOUND * width) & np.isfinite(width)
+    at_end = np.minimum(x - low, high - x) <= 2 * _INSET * width
     at_bound = tuple(name for name, hit in _name_plain(laws, near).items() if np.any(hit))
     theta = {**hyper.known, **{name: np.asarray(v, np.float64) for name, v in found.items()}}
     return Optimum(
@@ -85,7 +96,7 @@ def maximise(likelihood, hyper, key):
         log_evidence=log_evidence,
         log_evidence_std=error,
         at_bound=at_bound,
-        gradient=float(np.max(np.abs(gradient * np.sqrt(np.diag(cov))))),
+        gradient=float(np.max(np.abs(gradient * np.sqrt(np.diag(cov))), where=~at_end, initial=0)),
     )
 
 
@@ -102,6 +113,8 @@ def _log_posterior(likelihood, laws, known, x):
         log_prior = log_prior + jnp.sum(law.log_prob(theta[name]))
         if name in SCALES:
             log_prior = log_prior + jnp.sum(jnp.log(theta[name]))
+        if name in COEFFICIENTS:
+            log_prior = log_prior + jnp.sum(jnp.log1p(-(theta[name] ** 2)))
     return likelihood.log_density({**known, **theta}) + log_prior
 
 
@@ -131,22 +144,31 @@ def _gradient_at(args, x):
 
 
 def _search(args, start, low, high):
+    """Climb from a start: the place reached and its value."""
+
     def loss(x):
         value, gradient = _gradient_at(args, x)
-        return (-value, -gradient) if np.isfinite(value) else (np.inf, np.zeros_like(x))
+        is_number = np.isfinite(value) and np.all(np.isfinite(gradient))
+        return (-value, -gradient) if is_number else (_NO_VALUE, np.zeros_like(x))
 
-    bounds = [
-        tuple(b if np.isfinite(b) else None for b in pair) for pair in zip(low, high, strict=True)
-    ]
-    found = minimize(
-        loss,
-        start,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=bounds,
-        options={"maxiter": MAX_STEPS, "ftol": 1e-14, "gtol": 1e-8},
-    )
-    return np.clip(found.x, low, high)
+    inset = _INSET * np.where(np.isfinite(high - low), high - low, 0.0)
+    ends = zip(low + inset, high - inset, strict=True)
+    bounds = [tuple(b if np.isfinite(b) else None for b in pair) for pair in ends]
+    value = np.inf
+    for _ in range(_RESTARTS):
+        # A line search that met no number leaves a poor picture of the curvature: start afresh.
+        found = minimize(
+            loss,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": MAX_STEPS, "ftol": 1e-14, "gtol": 1e-8},
+        )
+        gain, start, value = value - found.fun, found.x, found.fun
+        if gain < 1e-6:
+            break
+    return start, -value
 
 
 def _derivatives(args, x, low, high):
@@ -239,9 +261,12 @@ def _name_plain(laws, x):
 
 def _name(laws, x):
     """Named values of coordinates x."""
-    pieces = _name_plain(laws, x)
-    exp = jnp.exp if isinstance(x, jax.Array) else np.exp
-    return {name: exp(v) if name in SCALES else v for name, v in pieces.items()}
+    own = jnp if isinstance(x, jax.Array) else np
+    values = {}
+    for name, piece in _name_plain(laws, x).items():
+        act = own.exp if name in SCALES else own.tanh if name in COEFFICIENTS else own.asarray
+        values[name] = act(piece)
+    return values
 
 
 def _bounds(laws):
@@ -254,6 +279,9 @@ def _bounds(laws):
         if name in SCALES:
             with np.errstate(divide="ignore"):
                 low, high = np.log(np.maximum(low, 0.0)), np.log(high)
+        if name in COEFFICIENTS:
+            most = np.tanh(_LARGEST_ATANH)
+            low, high = (np.arctanh(np.clip(end, -most, most)) for end in (low, high))
         ends[name] = (np.asarray(low), np.asarray(high))
     return ends
 
@@ -277,7 +305,9 @@ def _starts(key, laws, low, high):
     for i, (name, law) in enumerate(laws.items()):
         drawn = np.asarray(law.sample(jax.random.fold_in(key, i), (N_PROBED,)), np.float64)
         drawn = drawn.reshape(N_PROBED, -1)
-        pieces.append(np.log(drawn) if name in SCALES else drawn)
+        if name in SCALES:
+            drawn = np.log(drawn)
+        pieces.append(np.arctanh(drawn) if name in COEFFICIENTS else drawn)
     starts = np.concatenate(pieces, axis=1)
     margin = 1e-3 * np.where(np.isfinite(high - low), high - low, 0.0)
     return np.clip(starts, low + margin, high - margin)

@@ -23,6 +23,8 @@ __all__ = ["OPTIONS", "SourceResult", "check_options", "run"]
 CRITERIA = ("evidence", "gcv", "l_curve")
 # Evidences tell the same story within this many nats.
 _MOST_ERROR = 3.0
+# Slope at the optimum, in nats for each posterior deviation.
+_MOST_GRADIENT = 0.1
 
 
 def _check_criterion(name, value):
@@ -119,6 +121,7 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
             observed=observed,
         )
         update(1.0)
+    status = Status.NO_CORNER if criterion == "l_curve" and not _has_corner(curve) else None
     log_evidence = moments.log_density
     if log_evidence is None:
         log_evidence = optimum.log_evidence + problem.log_jacobian * observed.mean()
@@ -132,7 +135,7 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
         optimum.log_evidence_std,
         curve,
         observed,
-        _verdict(log_evidence, optimum, moments),
+        status or _verdict(log_evidence, optimum, moments),
     )
 
 
@@ -167,6 +170,8 @@ def _optimum(likelihood, hyper, key, observed):
 def _verdict(log_evidence, optimum, moments):
     if not np.isfinite(log_evidence) or not np.all(np.isfinite(moments.mean)):
         return Status.NOT_FINITE
+    if optimum.gradient > _MOST_GRADIENT:
+        return Status.NOT_CONVERGED
     if {"source_std", "noise_std"} & set(optimum.at_bound):
         return Status.SCALE_AT_BOUND
     if optimum.log_evidence_std > _MOST_ERROR:
@@ -199,6 +204,12 @@ def _curve(model, problem, hyper, likelihood, criterion):
         return None
     eigenvalues, z = _scaled_spectrum(problem, hyper, likelihood)
     return getattr(regularisation, criterion)(eigenvalues, z)
+
+
+def _has_corner(curve):
+    """Whether an L-curve bends the right way somewhere within its grid."""
+    at = int(np.argmax(curve.criterion))
+    return curve.criterion[at] > 0 and 0 < at < len(curve.criterion) - 1
 
 
 def _at(hyper, problem, gram, curve):

@@ -276,6 +276,15 @@ class Problem:
             subject=subject,
         )
 
+    def __repr__(self):
+        kinds = dict.fromkeys(self.ch_types)
+        channels = ", ".join(f"{self.ch_types.count(kind)} {kind}" for kind in kinds)
+        return (
+            f"<Problem | {channels} of rank {self.data.shape[0]}, {self.n_times} samples from "
+            f"{self.times[0]:g} to {self.times[-1]:g} s, {self.n_sources} sources of "
+            f"{self.n_orient} orientation{'s' if self.n_orient > 1 else ''}>"
+        )
+
     def mask(self, region):
         """Turn a region into a boolean mask over sources.
 

@@ -456,12 +456,16 @@ class SourcePosterior:
         ports.perform(self, "save", path)
 
     def __repr__(self):
-        learnt = ", ".join(
-            f"{name} {np.array2string(np.asarray(self.hyper[name]), precision=3)}"
-            for name in self.hyper_std
-        )
+        learnt = "".join(f"{_told(name, self.hyper[name])}, " for name in self.hyper_std)
         return (
             f"<SourcePosterior | {self.method}, {self.status.name}: {self.problem.n_sources} "
-            f"sources, {self.problem.n_times} samples, {learnt + ', ' if learnt else ''}log "
-            f"evidence {self.log_evidence:.1f}>"
+            f"sources, {self.problem.n_times} samples, {learnt}log evidence "
+            f"{self.log_evidence:.1f} ± {self.log_evidence_std:.1f}>"
         )
+
+
+def _told(name, value):
+    """A hyper-parameter in the unit that its users speak."""
+    factor, unit = {"source_std": (1e9, " nA·m"), "time_scale": (1e3, " ms")}.get(name, (1.0, ""))
+    values = " ".join(f"{factor * v:.3g}" for v in np.ravel(value))
+    return f"{name} {values}{unit}"

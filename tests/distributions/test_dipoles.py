@@ -255,6 +255,7 @@ def exact_scale(fields, data):
     return mean, std
 
 
+@pytest.mark.slow
 def test_two_subjects_that_share_a_scale():
     """NUTS against the posterior on a grid of the one scale."""
     fields, data = two_subjects()

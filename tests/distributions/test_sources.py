@@ -137,6 +137,7 @@ def test_two_subjects_share_a_scale():
     assert draws.std() == pytest.approx(std, rel=0.15)
 
 
+@pytest.mark.slow
 def test_programs_serve_predictive_and_svi():
     problem = make_problem()
     program = be.AutoregressiveSources(coefficient=0.5).numpyro(problem)

@@ -182,6 +182,7 @@ def test_equal_memory_of_all_sources_is_a_separable_gaussian_process():
     assert relative(disturbance_smoother.smooth(gains, innovation, 1e8).T, mean) < EXACT
 
 
+@pytest.mark.slow
 def test_draws_have_the_posterior_law():
     """Along random directions of the whole path, from the joint dense covariance."""
     c, gains, n_draws = case("random"), gains_of("random"), 96

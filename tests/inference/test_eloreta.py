@@ -174,6 +174,7 @@ def test_kernel(fields):
     np.testing.assert_allclose(result, expected, atol=1e-9 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_single_precision(fields):
     field = fields["free"]
     low = eloreta.run(field.astype(np.float32), np.float32(1 / 9))
@@ -183,6 +184,7 @@ def test_single_precision(fields):
     np.testing.assert_allclose(low.inverse_weights, exact, atol=1e-3 * np.abs(exact).max())
 
 
+@pytest.mark.slow
 def test_eigenvalues_of_small_blocks():
     rng = np.random.default_rng(0)
     for d in (1, 2, 3):
@@ -217,6 +219,7 @@ def test_bad_input(fields):
         eloreta.kernel(field, np.ones((3, 1, 1)), 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_free", [True, False])
 def test_equals_mne(data_dir, is_free):
     import mne

@@ -99,6 +99,7 @@ def test_penalised_likelihood_never_falls(case, part):
         np.testing.assert_allclose(matrix.log_posterior, found.log_posterior[:3], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_simulated_variances_give_the_exact_step(case):
     data, G, F = case
     theta = np.linspace(0.5, 2, N_STATES)

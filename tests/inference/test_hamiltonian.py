@@ -38,6 +38,7 @@ def chains():
     return run([1.0, -1.0, 5.0])
 
 
+@pytest.mark.slow
 def test_draws_have_the_law(chains):
     x = chains.coordinates["x"]
     assert x.shape == (4, 1000, 3)

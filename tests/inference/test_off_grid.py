@@ -83,6 +83,7 @@ def posterior(problem, operator, grid):
     )
 
 
+@pytest.mark.slow
 def test_one_dipole_equals_integration_on_a_fine_mesh(problem, operator, posterior):
     """Mean and deviation of place and scale by brute force over 25^3 x 31 points."""
     draws = posterior.draws
@@ -120,6 +121,7 @@ def test_one_dipole_equals_integration_on_a_fine_mesh(problem, operator, posteri
     assert np.all(draws.noise_std == 1)
 
 
+@pytest.mark.slow
 def test_one_dipole_agrees_with_the_exact_posterior_on_the_grid(posterior, grid):
     """Started from the grid: place within the grid step, R-hat, the truth."""
     assert posterior.status is be.Status.OK
@@ -252,6 +254,7 @@ def test_the_program_is_the_users_to_run(problem, operator):
     assert np.all((sites["moment_std"] > support.lower_bound) & support(sites["moment_std"]))
 
 
+@pytest.mark.slow
 def test_two_subjects_share_a_scale(operator):
     """Places of their own, one moment scale: the joint density is the sum of its parts."""
     model = be.StaticDipoles(noise_std=1.0)

@@ -86,8 +86,10 @@ def law_of(model):
     return np.asarray(kernel_of(model.kernel, values, STEP).covariance(T))
 
 
-@pytest.mark.parametrize("kind", KERNELS)
-@pytest.mark.parametrize("loose", [1.0, 0.4, 0.0])
+@pytest.mark.parametrize(
+    ("kind", "loose"),
+    [(kind, 1.0) for kind in KERNELS] + [(k, s) for k in ("static", "ar1") for s in (0.4, 0.0)],
+)
 def test_moments_and_evidence_are_those_of_the_dense_gaussian(kind, loose):
     make, arguments, _ = KERNELS[kind]
     problem, spatial = make_problem(n_groups=2), correlation()
@@ -139,6 +141,7 @@ def test_both_forms_of_tikhonov_and_one_kalman_update():
     assert posterior.lambda2 == pytest.approx(1 / 9, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_posterior_mean_is_that_of_nuts_over_the_sources_themselves():
     import numpyro
     from numpyro.infer import MCMC, NUTS
@@ -303,7 +306,7 @@ def test_smooth_priors_solve_their_penalty(kind):
 
 
 @pytest.mark.parametrize("loose", [1.0, 0.0])
-@pytest.mark.parametrize("name", ["sLORETA", "eLORETA"])
+@pytest.mark.parametrize("name", ["sLORETA", pytest.param("eLORETA", marks=pytest.mark.slow)])
 def test_a_single_source_without_noise_is_found_wherever_it_is(name, loose):
     problem = make_problem()
     rng = np.random.default_rng(8)
@@ -389,6 +392,7 @@ def test_a_given_distribution_is_the_prior():
     assert posterior.hyper["noise_std"] == pytest.approx(1, abs=0.2)
 
 
+@pytest.mark.slow
 def test_scales_are_recovered_as_data_grow():
     problem = simulate(be.AutoregressiveSources(), seed=5, n_times=1500)
     posterior = be.infer(be.AutoregressiveSources(noise_std=None), problem, progress=False)
@@ -429,6 +433,7 @@ def test_a_scale_that_the_data_do_not_set_is_not_trusted():
     assert kept.status is Status.SCALE_AT_BOUND and np.all(np.isfinite(kept.mean))
 
 
+@pytest.mark.slow
 def test_nuts_recovers_the_posterior_of_the_grid():
     model = be.AutoregressiveSources()
     problem = simulate(model, seed=7, m=10, n_times=60)

@@ -88,6 +88,7 @@ def test_uncoupled_sources_are_autoregressive_ones(problem):
     assert frame["probability"].to_numpy() == pytest.approx([0.5, 0.5], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stream_converges_to_the_filter(problem, posterior):
     filtered = be.infer(model_of(problem), problem, method="kalman_filter", progress=False)
     stream = posterior.stream()
@@ -102,6 +103,7 @@ def test_a_stream_converges_to_the_filter(problem, posterior):
     assert error < 0.1 * np.abs(filtered.mean[..., -1]).max()
 
 
+@pytest.mark.slow
 def test_em_raises_the_evidence(problem):
     model = model_of(problem, process_cov=STD**2 * 0.02)
     before = be.infer(model, problem, progress=False)

@@ -38,7 +38,10 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind",
+    ["static", "dynamic", *(pytest.param(k, marks=pytest.mark.slow) for k in ("matern", "loose"))],
+)
 def test_draws_have_the_moments(kind):
     posterior = be.infer(MODELS[kind], make_problem(n_groups=2), progress=False)
     n = 3000
@@ -109,7 +112,7 @@ def test_statistics_standardise_the_linear_map(kind):
     np.testing.assert_allclose(posterior.statistic("sLORETA"), wanted, rtol=1e-8)
 
 
-@pytest.mark.parametrize("kind", ["static", "dynamic"])
+@pytest.mark.parametrize("kind", ["static", pytest.param("dynamic", marks=pytest.mark.slow)])
 def test_eloreta_is_a_fixed_point(kind):
     problem = make_problem()
     posterior = be.infer(MODELS[kind], problem, progress=False)

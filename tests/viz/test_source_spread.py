@@ -58,7 +58,7 @@ def dense(posterior, model):
     if depth:
         from bayes_esi.sources.depth import depth_weights
 
-        weights = depth_weights(np.asarray(field), depth, model.depth_limit)
+        weights = depth_weights(np.asarray(problem.lead_field), depth, model.depth_limit)
     root = np.repeat(np.sqrt(weights), d)
     spread = root[:, None] * spread * root
     lag = np.abs(np.subtract.outer(np.arange(N_TIMES), np.arange(N_TIMES)))
