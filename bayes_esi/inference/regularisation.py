@@ -14,8 +14,8 @@ L-curve      curvature of (log |y - G x|, log |R^{-1/2} x|)                     
 
 *L-curve.* With rho = sum r_i^2 z_i^2, eta = sum e_i z_i^2 / (e_i + lambda2)^2 (squared norms) the
 estimate minimises rho + lambda2 eta, hence rho' = -lambda2 eta'. In a = log rho / 2 and
-b = log eta / 2, with derivatives along log lambda2 the curvature (a' b'' - a'' b') / (a'^2 + b'^2)^{3/2} loses its
-second derivatives:
+b = log eta / 2, with derivatives along log lambda2, the second derivatives cancel from the
+curvature (a' b'' - a'' b') / (a'^2 + b'^2)^{3/2}, which is
 
     a' b' (2 a' - 2 b' - 1) / (a'^2 + b'^2)^{3/2}
 
