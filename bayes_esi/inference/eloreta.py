@@ -146,7 +146,7 @@ def run(lead_field, lambda2=1 / 9, *, is_normalised=False, tol=1e-8, max_steps=2
         as_scalar(lambda2),
         as_scalar(tol),
         np.int32(max_steps),
-        is_normalised=bool(is_normalised),
+        np.bool_(is_normalised),
     )
 
 
@@ -178,7 +178,7 @@ def kernel(lead_field, inverse_weights, lambda2):
     )
 
 
-def init(scaled: Float[Array, "m d n_sources"], lambda2, is_normalised: bool):
+def init(scaled: Float[Array, "m d n_sources"], lambda2, is_normalised):
     """Take the plain step from C_j = s (G_j' G_j)^{-1/2}, and the coordinates it offers.
 
     Without normalisation s is the one that solves the equation for s alone.
@@ -196,12 +196,12 @@ def init(scaled: Float[Array, "m d n_sources"], lambda2, is_normalised: bool):
     values, vectors = _eigen(_fill(gram, audible))
     cov = _assemble(1 / jnp.sqrt(values), vectors)
     data_cov = _data_cov(scaled.astype(jnp.float32), cov)
-    if is_normalised:
-        scale = m / jnp.sum(cov * gram)
-    else:
-        weight = _trace(_project(_assemble(jnp.sqrt(values), vectors), audible))
-        powers = jnp.linalg.eigvalsh(data_cov)
-        scale = _initial_scale(jnp.maximum(powers, 0), weight, lambda2)
+    weight = _trace(_project(_assemble(jnp.sqrt(values), vectors), audible))
+    scale = lax.cond(
+        is_normalised,
+        lambda: m / jnp.sum(cov * gram),
+        lambda: _initial_scale(jnp.linalg.eigvalsh(data_cov), weight, lambda2),
+    )
     # In coordinates where M = I, G_j' M G_j is a Gram matrix.
     identity = jnp.eye(m, dtype=dtype)
     chol = jnp.linalg.cholesky(scale * data_cov + lambda2 * identity)
@@ -232,17 +232,17 @@ def init(scaled: Float[Array, "m d n_sources"], lambda2, is_normalised: bool):
     )
 
 
-def step(state: State, field: Field, is_normalised: bool) -> State:
+def step(state: State, field: Field, is_normalised) -> State:
     """Look at one point, judge it, and mix the next one."""
     m, d, n = field.full.shape
     dtype = field.full.dtype
     values, vectors = _eigen(state.log_cov)
     cov = _assemble(jnp.exp(values), vectors)
     log_cov = state.log_cov
-    if is_normalised:
-        scale = m / jnp.sum(cov * field.gram)
-        cov, values = cov * scale, values + jnp.log(scale)
-        log_cov = log_cov + jnp.log(scale) * jnp.eye(d, dtype=dtype)[:, :, None]
+    identity = jnp.eye(d, dtype=dtype)[:, :, None]
+    scale = jnp.where(is_normalised, m / jnp.sum(cov * field.gram), 1).astype(dtype)
+    cov, values = cov * scale, values + jnp.log(scale)
+    log_cov = log_cov + jnp.log(scale) * identity
     reference = lax.cond(
         state.is_exact,
         lambda: _evaluate(field.full, field.noise, cov),
@@ -264,10 +264,10 @@ def step(state: State, field: Field, is_normalised: bool) -> State:
 
     called, called_vectors = _eigen(_fill(quadratic, field.audible))
     target = _assemble(-0.5 * jnp.log(called), called_vectors)
-    if is_normalised:
-        norm = m / jnp.sum(_assemble(1 / jnp.sqrt(called), called_vectors) * field.gram)
-        target = target + jnp.log(norm) * jnp.eye(d, dtype=dtype)[:, :, None]
-        quadratic = quadratic / norm**2
+    called_cov = _assemble(1 / jnp.sqrt(called), called_vectors)
+    norm = jnp.where(is_normalised, m / jnp.sum(called_cov * field.gram), 1).astype(dtype)
+    target = target + jnp.log(norm) * identity
+    quadratic = quadratic / norm**2
     square = _project(_assemble(jnp.exp(-2 * values), vectors), field.audible)
     inflation = jnp.max(jnp.diag(reference.data_cov) * jnp.diag(reference.precision))
     doubt = _NOISE * jnp.maximum(inflation, 1) * changed
@@ -290,13 +290,12 @@ def step(state: State, field: Field, is_normalised: bool) -> State:
     )
 
 
-@functools.partial(jax.jit, static_argnames="is_normalised")
-def _run(lead_field, lambda2, tol, max_steps, *, is_normalised):
+@jax.jit
+def _run(lead_field, lambda2, tol, max_steps, is_normalised):
     # Scaled to mean power 1, so that single precision is safe in any units.
     scale = jnp.sqrt(jnp.mean(jnp.sum(lead_field**2, axis=(1, 2))))
     scaled = lead_field.swapaxes(1, 2) / scale
-    if not is_normalised:
-        lambda2 = lambda2 / scale**2
+    lambda2 = jnp.where(is_normalised, lambda2, lambda2 / scale**2)
     field, state = init(scaled, lambda2, is_normalised)
 
     def goes_on(state):
@@ -306,8 +305,7 @@ def _run(lead_field, lambda2, tol, max_steps, *, is_normalised):
     state = lax.while_loop(goes_on, lambda state: step(state, field, is_normalised), state)
     values, vectors = _eigen(state.best)
     cov = _project(_assemble(jnp.exp(values), vectors), field.audible)
-    if is_normalised:
-        cov = cov / scale**2
+    cov = jnp.where(is_normalised, cov / scale**2, cov)
     return EloretaWeights(cov.transpose(2, 0, 1), state.residual, state.n_steps)
 
 
@@ -324,9 +322,10 @@ def _kernel(lead_field, inverse_weights, lambda2):
 def _initial_scale(powers, weight, lambda2):
     """Minimise log det(s K + lambda2 I) + tr(C^{-1}) / s for K with these eigenvalues.
 
-    The derivative vanishes where s dof(s) = tr(C^{-1}), dof(s) = sum s k / (s k + lambda2).
-    From dof(s) <= m, and >= sum k / 2 max(k, lambda2 / s), come the bounds of the bisection.
+    The derivative vanishes where s dof(s) = tr(C^{-1}), dof(s) = sum s k / (s k + lambda2). From
+    dof(s) <= m, and >= sum k / 2 max(k, lambda2 / s), come the bounds of the bisection.
     """
+    powers = jnp.maximum(powers, 0)
     total = jnp.sum(powers)
     low = jnp.log(weight / powers.shape[0])
     high = jnp.log(

@@ -13,9 +13,13 @@ GCV          sum r_i^2 z_i^2 / (sum r_i)^2                                      
 L-curve      curvature of (log |y - G x|, log |R^{-1/2} x|)                            (largest)
 
 *L-curve.* With rho = sum r_i^2 z_i^2, eta = sum e_i z_i^2 / (e_i + lambda2)^2 (squared norms) the
-estimate minimises rho + lambda2 eta, hence d rho = -lambda2 d eta, and with a = log rho / 2,
-b = log eta / 2 the curvature (a' b'' - a'' b') / (a'^2 + b'^2)^{3/2} needs the first two
-derivatives of eta alone. It is positive at the corner. It does not depend on the parameter.
+estimate minimises rho + lambda2 eta, hence rho' = -lambda2 eta'. In a = log rho / 2 and
+b = log eta / 2, with derivatives along log lambda2, the second derivatives cancel from the
+curvature (a' b'' - a'' b') / (a'^2 + b'^2)^{3/2}, which is
+
+    a' b' (2 a' - 2 b' - 1) / (a'^2 + b'^2)^{3/2}
+
+It is positive at the corner and does not depend on the parameter.
 
 The best value is refined between its neighbours on the grid: by a root of the derivative (evidence,
 GCV), by Brent's parabolas (curvature). A best value at an end of the grid stays there: data
@@ -134,18 +138,11 @@ def l_curve(eigenvalues, coordinates, lambda2=None):
     def curvature(lambda2):
         lambda2 = np.asarray(lambda2, float)
         r = _residual_share(e, lambda2)
-        weighted = e * power
         below = 1 / (e + lambda2[..., None])
-        rho = r**2 @ power
-        eta = below**2 @ weighted
-        # Derivatives along log lambda2.
-        eta_1 = -2 * lambda2 * (below**3 @ weighted)
-        eta_2 = eta_1 + 6 * lambda2**2 * (below**4 @ weighted)
-        rho_1 = -lambda2 * eta_1
-        rho_2 = -lambda2 * (eta_1 + eta_2)
-        a_1, b_1 = rho_1 / (2 * rho), eta_1 / (2 * eta)
-        a_2, b_2 = rho_2 / (2 * rho) - 2 * a_1**2, eta_2 / (2 * eta) - 2 * b_1**2
-        return (a_1 * b_2 - a_2 * b_1) / (a_1**2 + b_1**2) ** 1.5
+        eta = below**2 @ (e * power)
+        slope = -2 * lambda2 * (below**3 @ (e * power))
+        a, b = -lambda2 * slope / (2 * (r**2 @ power)), slope / (2 * eta)
+        return a * b * (2 * a - 2 * b - 1) / (a**2 + b**2) ** 1.5
 
     criterion = curvature(grid)
     i = int(np.argmax(criterion))

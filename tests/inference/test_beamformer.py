@@ -51,6 +51,13 @@ def test_noise_gains():
     np.testing.assert_allclose(index.power * index.noise_level, plain.power, rtol=1e-12)
 
 
+def test_noise_level_is_the_larger_of_two():
+    field, cov, _ = scene()
+    for loading, level in ((0.0, np.linalg.eigvalsh(cov)[0]), (3.0, 3 * np.trace(cov) / M)):
+        result = beamformer.run(field, cov, loading=loading)
+        assert np.isclose(result.noise_level, level, rtol=1e-12)
+
+
 def test_axes_do_not_matter():
     field, cov, _ = scene()
     turn, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((3, 3)))

@@ -100,6 +100,17 @@ def test_scales_and_callbacks(scene):
     np.testing.assert_array_equal(called.estimate, first.estimate)
 
 
+def test_what_was_removed_stays_removed(scene):
+    _, field, table, _, _ = scene
+    images = np.ones((3, field.shape[1], 1, 1))
+    images[0, 20:] = 1e-6
+    pile = list(images)
+    result = clara.run(field, lambda weights: pile.pop(0), dipole(field, 3), LAMBDA2, table)
+    gone = result.weights[1] == 0
+    assert gone.any() and np.all(result.weights[2, gone] == 0)
+    np.testing.assert_allclose(result.weights[2, ~gone], 1, rtol=1e-14)
+
+
 def test_bad_input(scene):
     _, field, table, factor, _ = scene
     data = dipole(field, 3)

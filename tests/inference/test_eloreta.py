@@ -232,10 +232,12 @@ def test_equals_mne(data_dir, is_free):
         evoked = mne.read_evokeds(
             folder / "sample_left-ave.fif.gz", condition=0, baseline=(None, 0)
         ).pick("mag")
-        evoked.pick(evoked.ch_names[::2]).apply_proj().crop(0.05, 0.1)
+        # 43 sensors less three projectors and as many sources: no new shape to compile.
+        evoked.pick(evoked.ch_names[:86:2]).apply_proj().crop(0.05, 0.1)
+        n_sources = len(sources())
         noise_cov = mne.read_cov(folder / "sample_audvis-cov.fif.gz").pick_channels(evoked.ch_names)
         rng = np.random.default_rng(0)
-        unit = rng.standard_normal((60, 3))
+        unit = rng.standard_normal((n_sources, 3))
         unit /= np.linalg.norm(unit, axis=1, keepdims=True)
         tangent = np.cross(unit, [0.3, 0.4, 0.5])
         tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
@@ -269,7 +271,7 @@ def test_equals_mne(data_dir, is_free):
         whitener = whitener * np.sqrt(evoked.nave)
         if not is_free:
             forward = mne.convert_forward_solution(forward, force_fixed=True, use_cps=False)
-    field = (whitener @ forward["sol"]["data"]).reshape(len(whitener), 60, -1)
+    field = (whitener @ forward["sol"]["data"]).reshape(40, n_sources, -1)
     result = eloreta.run(field, 1 / 9, is_normalised=True)
     kernel = np.asarray(eloreta.kernel(field, result.inverse_weights, 1 / 9))
     ours = kernel @ (whitener @ evoked.data)
