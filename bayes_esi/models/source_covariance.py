@@ -26,9 +26,12 @@ from scipy.sparse.linalg import splu, spsolve_triangular
 from ..core.checks import check_array, check_choice
 from ..sources.laplacian import SparseFactor, laura_operator, loreta_operator
 
-__all__ = ["KINDS", "Correlation", "check_covariance", "correlation_of"]
+__all__ = ["KINDS", "Correlation", "check_covariance", "correlation_of", "smooth_factor"]
 
 KINDS = ("identity", "laplacian", "laura")
+
+# Correlation of some three steps on a mesh of six neighbours: (6 epsilon)^(-1/2).
+_MESH_EPSILON = 0.02
 
 # Columns solved at once for the diagonal of an inverse: the block stays in the cache's reach.
 _BLOCK = 64
@@ -123,10 +126,7 @@ def _named(kind, problem):
     n = problem.n_sources
     if kind == "identity":
         return Correlation(n, lambda v: v, lambda: np.ones(n), lambda w: w)
-    if kind == "laplacian":
-        factor = SparseFactor(loreta_operator(problem.neighbours))
-    else:
-        factor = SparseFactor(laura_operator(problem.neighbours, problem.source_pos))
+    factor = smooth_factor(kind, problem)
     variances = factor.marginal_variances()
     scale = 1 / np.mean(variances)
     return Correlation(
@@ -135,6 +135,19 @@ def _named(kind, problem):
         lambda: scale * variances,
         lambda w: np.sqrt(scale) * factor.solve(w),
     )
+
+
+def smooth_factor(kind, problem):
+    """The factor B of a smooth prior on the sources of a problem.
+
+    Grids have a border, where the operator is corrected and therefore invertible. A closed cortex
+    has none: there its correlation is held to some three steps (see `sources.laplacian`).
+    """
+    is_mesh = set(problem.block_kinds) <= {"lh", "rh"}
+    options = {"epsilon": _MESH_EPSILON, "is_border_corrected": False} if is_mesh else {}
+    if kind == "laplacian":
+        return SparseFactor(loreta_operator(problem.neighbours, **options))
+    return SparseFactor(laura_operator(problem.neighbours, problem.source_pos, **options))
 
 
 def _of_dense(covariance):

@@ -14,8 +14,8 @@ from ..inference import beamformer
 from ..inference import clara as clara_solver
 from ..models.orientation import orient
 from ..models.problem import Problem
+from ..models.source_covariance import smooth_factor
 from ..sources.depth import depth_weights
-from ..sources.laplacian import SparseFactor, loreta_operator
 
 __all__ = ["SourceMap", "clara", "lcmv"]
 
@@ -170,7 +170,7 @@ def clara(problem, lambda2=1 / 9, *, depth=1.0, loose=1.0, n_steps=3, cut=0.01):
     field = np.asarray(oriented.lead_field, np.float64)
     found = clara_solver.run(
         field,
-        SparseFactor(loreta_operator(problem.neighbours)),
+        smooth_factor("laplacian", problem),
         np.asarray(problem.data, np.float64),
         lambda2,
         problem.neighbours,
