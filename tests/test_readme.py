@@ -34,3 +34,19 @@ def test_head_models_are_those_of_the_kept_results():
             assert f"{rows['preparation_s']:.1f} s" in readme
     assert f"{result['sphere']['ratio_to_mne']['meg']:.0f} times" in readme
     assert f"{result['fem']['n_nodes']:,} nodes" in readme
+
+
+def test_distributed_sources_are_those_of_the_kept_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    path = ROOT / "benchmarks/results/gaussian_sources_cpu_float64.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    beside, eloreta = result["minimum_norm"], result["eloreta"]
+    assert f"minimum norm {beside['MNE_ratio']:.1f} times" in readme
+    assert f"dSPM {beside['dSPM_ratio']:.1f} times" in readme
+    assert f"{eloreta['eloreta_s']:.2f} s against {eloreta['mne_s']:.1f} s" in readme
+    whole = result["smoother"]
+    both = [f"{whole[f'kalman_{kind}_known_s']:.1f} s" for kind in ("filter", "smoother")]
+    assert " / ".join(both) in readme
+    assert f"{whole['memory_without_output_mib']:,.0f} MiB" in readme
+    assert f"{result['evidence']['value_and_gradient_ms']:.1f} ms" in readme
+    assert f"included | {result['coupled']['seconds_with_compilation']:.0f} s" in readme
