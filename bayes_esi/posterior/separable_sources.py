@@ -10,7 +10,7 @@ import functools
 import jax
 import numpy as np
 
-from ..inference import separable
+from ..inference import kalman, separable
 from ..models.autoregressive import kernel_of
 from ..models.source_hyper import step_of
 from ..models.source_prior import source_prior
@@ -90,6 +90,29 @@ class SeparableSources:
         return np.asarray(
             separable.multiply(self.synthesis(component), self.moments.mean[component])
         )
+
+    def lag_one_cov(self):
+        """Posterior covariance of each component with itself one sample later.
+
+        Returns
+        -------
+        (n_sources, n_axes, n_times - 1)
+            In (A·m)^2; zero for a model without a law in time.
+        """
+        moments, theta = self.moments, self.theta(0)
+        shape = (*self.prior_variance().shape, self.problem.n_times - 1)
+        if not self._is_dynamic:
+            return np.zeros(shape)
+        kernel = kernel_of(self.model.kernel, theta, step_of(self.problem))
+        scale = (float(theta["source_std"]) / self.unit) ** 2
+        signal_var = scale * moments.eigenvalues[0]
+        z = moments.analysis[0] @ np.asarray(self.problem.data, np.float64)
+        one = np.ones((), z.dtype)
+        smoothed = kalman.smooth_moments(z, signal_var, one, kernel, self.observed)
+        lagged = np.diagonal(np.asarray(_covariance(kernel, self.problem.n_times)), 1)
+        told = lagged * signal_var[:, None] - np.asarray(smoothed.lag_one_cov, np.float64)
+        prior = scale * self.prior_variance()[:, :, None] * lagged
+        return self.unit**2 * (prior - np.asarray(separable.multiply(self.synthesis() ** 2, told)))
 
     def along(self, sources, directions):
         """Mean and standard deviation of moments along fixed directions.

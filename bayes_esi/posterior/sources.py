@@ -96,6 +96,22 @@ class SourcePosterior:
         """Posterior standard deviation: (n_sources, n_orient, n_times), in A·m."""
         return self.answers.std()
 
+    @functools.cached_property
+    def lag_one_cov(self):
+        """Posterior covariance of each component with itself one sample later, in (A·m)^2.
+
+        (n_sources, n_orient, n_times - 1), of a smoother at one set of scales: what an EM step or
+        a test of dynamics needs beside `mean` and `std`.
+        """
+        self._check_separable("lag_one_cov")
+        self._check_single("lag_one_cov")
+        if self.method == "kalman_filter" or self.moments.cov is not None:
+            raise ValueError(
+                "lag_one_cov belongs to a smoother that knows missing samples at most; infer with "
+                "method='kalman_smoother'."
+            )
+        return self.answers.lag_one_cov()
+
     @property
     def lambda2(self):
         """The Tikhonov parameter 1 / SNR^2 in MNE's scaling that the scales amount to."""

@@ -68,6 +68,7 @@ def test_draws_of_one_course_have_its_correlation():
     full = cov - cov @ gain.T @ np.linalg.solve(marginal, gain @ cov)
     at = np.arange(T) * 3 * N + 6
     wanted = np.array([full[at[t + 1], at[t]] for t in range(T - 1)])
+    np.testing.assert_allclose(posterior.lag_one_cov[2, 0], wanted, rtol=1e-9)
     np.testing.assert_allclose(lag_one, wanted, atol=0.1 * posterior.std.max() ** 2)
 
 
@@ -128,6 +129,15 @@ def test_eloreta_is_a_fixed_point(kind):
     scale = np.median(np.trace(square, axis1=1, axis2=2) / np.trace(quadratic, axis1=1, axis2=2))
     np.testing.assert_allclose(square, scale * quadratic, rtol=1e-5, atol=1e-6 * square.max())
     assert posterior.statistic("eLORETA").shape == (N, T)
+
+
+def test_lag_one_covariances_belong_to_a_smoother():
+    problem = make_problem()
+    static = be.infer(MODELS["static"], problem, progress=False)
+    assert static.lag_one_cov.shape == (N, 3, T - 1) and not np.any(static.lag_one_cov)
+    filtered = be.infer(MODELS["dynamic"], problem, method="kalman_filter", progress=False)
+    with pytest.raises(ValueError, match="kalman_smoother"):
+        _ = filtered.lag_one_cov
 
 
 def test_a_statistic_by_another_name():
