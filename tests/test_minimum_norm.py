@@ -92,6 +92,7 @@ def test_fixed_orientations(recording, kind):
     assert difference(along.mean, posterior.mean) < 1e-4
 
 
+@pytest.mark.slow
 def test_eloreta(recording):
     evoked, cov, forward, _ = recording
     evoked = pick(evoked, "eeg")

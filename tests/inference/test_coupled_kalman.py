@@ -162,6 +162,7 @@ def test_smoothed_variances_lie_within_their_stated_errors(kind):
     assert np.all(found.std**2 <= oracle(case(kind)).filtered_var * (1 + EXACT))
 
 
+@pytest.mark.slow
 def test_equal_memory_of_all_sources_is_a_separable_gaussian_process():
     """F = a I: Cov(x_t, x_s) = a^|t-s| Q / (1 - a^2)."""
     rng = np.random.default_rng(0)

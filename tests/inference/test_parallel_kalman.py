@@ -20,7 +20,7 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", ["ar1", "walk", pytest.param("ar2", marks=pytest.mark.slow)])
 def test_prefix_sums_are_the_recursions(name):
     data = np.where(OBSERVED, DATA, np.nan)
     arguments = (data, SIGNAL_VAR, NOISE_VAR, KERNELS[name], OBSERVED)

@@ -60,6 +60,7 @@ def parametrised(parameters):
     return log_likelihood(DATA, SIGNAL_VAR * jnp.exp(2 * log_std), jnp.exp(log_noise), kernel)
 
 
+@pytest.mark.slow
 def test_gradient_hessian_forward_mode_and_vmap():
     at = jnp.array([0.3, -0.2, 0.6])
     value, gradient = (jax.jit(f) for f in (parametrised, jax.grad(parametrised)))

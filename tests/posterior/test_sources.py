@@ -177,6 +177,7 @@ def test_a_file_gives_the_posterior_back(kind, tmp_path):
         np.testing.assert_array_equal(again.curve.criterion, posterior.curve.criterion)
 
 
+@pytest.mark.slow
 def test_what_was_drawn_comes_back_and_speaks_arviz(tmp_path):
     problem = make_problem()
     posterior = be.infer(
