@@ -109,13 +109,10 @@ def condition(model, problem, prior, thetas, *, is_filter=False, observed=None):
     if observed is None:
         observed = np.ones(problem.n_times, bool)
     parts = []
-    cached = {}
     for theta in thetas:
         level = theta["noise_std"][problem.noise_group]
-        where = (float(theta["depth"]), float(theta["smoothness"]))
-        if where not in cached:
-            cached = {where: prior.gram(*where)}
-        eigenvalues, basis = np.linalg.eigh(cached[where] / np.outer(level, level))
+        gram = prior.gram(float(theta["depth"]), float(theta["smoothness"]))
+        eigenvalues, basis = np.linalg.eigh(gram / np.outer(level, level))
         analysis = basis.T / level
         scale = (float(theta["source_std"]) / problem.moment_unit) ** 2
         eigenvalues = np.maximum(eigenvalues, _ROUNDING * eigenvalues[-1])
@@ -183,12 +180,7 @@ def recondition(model, problem, moments, thetas, *, is_filter, observed):
         moments,
         mean=np.stack([c.mean for c, _ in courses]),
         variance=np.stack([c.variance for c, _ in courses]),
-        noise_gain=np.stack(
-            [
-                np.full_like(c.mean, np.nan) if c.noise_gain is None else c.noise_gain
-                for c, _ in courses
-            ]
-        ),
+        noise_gain=np.stack([c.noise_gain for c, _ in courses]),
         prior_variance=np.stack([growth for _, growth in courses]),
         cov=last.cov,
         log_density=last.log_density,

@@ -105,7 +105,7 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
     prior, typical, hyper, likelihood = prepare(model, problem, seen)
     if method == "nuts":
         return _mix(key, model, problem, prior, hyper, likelihood, options, progress)
-    curve = _curve(model, problem, hyper, likelihood, options.get("regularisation"))
+    curve = _curve(hyper, likelihood, options.get("regularisation"))
     criterion = options.get("regularisation", "evidence")
     if criterion != "evidence":
         hyper = _at(hyper, problem, typical, curve)
@@ -179,7 +179,7 @@ def _verdict(log_evidence, optimum, moments):
     return Status.OK
 
 
-def _scaled_spectrum(problem, hyper, likelihood):
+def _scaled_spectrum(hyper, likelihood):
     """Eigenvalues of G R G' in MNE's scaling (trace = rank) and coordinates, at unit noise."""
     level = hyper.known["noise_std"][0]
     eigenvalues = np.asarray(likelihood.eigenvalues, np.float64)
@@ -187,7 +187,7 @@ def _scaled_spectrum(problem, hyper, likelihood):
     return eigenvalues * (eigenvalues.size / eigenvalues.sum()), z
 
 
-def _curve(model, problem, hyper, likelihood, criterion):
+def _curve(hyper, likelihood, criterion):
     """The regularisation curve where there is one scale to choose, and nothing else."""
     is_possible = (
         criterion is not None
@@ -202,7 +202,7 @@ def _curve(model, problem, hyper, likelihood, criterion):
                 "and lambda2 at None, and give noise_std, depth and smoothness as numbers."
             )
         return None
-    eigenvalues, z = _scaled_spectrum(problem, hyper, likelihood)
+    eigenvalues, z = _scaled_spectrum(hyper, likelihood)
     return getattr(regularisation, criterion)(eigenvalues, z)
 
 

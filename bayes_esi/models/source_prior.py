@@ -73,8 +73,13 @@ class SourcePrior:
     depth_limit: float | None
 
     def gram(self, depth, smoothness):
-        """K = G R G': (rank, rank)."""
-        return self._mix([self._part(c, depth) for c in self._parts(smoothness)], smoothness)
+        """K = G R G': (rank, rank). The last one asked for is kept."""
+        where = (depth, smoothness)
+        if where not in self._kept:
+            parts = [self._part(c, depth) for c in self._parts(smoothness)]
+            self._kept.clear()
+            self._kept[where] = self._mix(parts, smoothness)
+        return self._kept[where]
 
     def family(self, depth, smoothness):
         """K as a function of what is None among depth and smoothness.
@@ -87,6 +92,8 @@ class SourcePrior:
         -------
         GramFamily
         """
+        if depth is not None and smoothness is not None:
+            return GramFamily(self.gram(float(depth), float(smoothness))[None, None])
         parts = self._parts(smoothness)
         if depth is not None:
             grams = np.array([[self._part(c, depth)] for c in parts])
@@ -154,6 +161,10 @@ class SourcePrior:
         return np.einsum("sxd,sdk->sxk", self.field.own_frames, total)
 
     # ---------------------------------------------------------------- parts
+
+    @functools.cached_property
+    def _kept(self):
+        return {}
 
     @functools.cached_property
     def _identity(self):

@@ -15,6 +15,7 @@ from ..models.static_dipoles import StaticDipoles
 from .credible import credible_set, to_millilitres
 from .matching import match
 from .moments import conditional_moments
+from .residuals import autocorrelation
 
 __all__ = ["DipoleDraws", "DipoleEstimate", "DipolePosterior"]
 
@@ -257,12 +258,7 @@ class DipolePosterior:
         The model takes samples as independent. Where this is far from zero the data hold
         fewer independent samples than the model counts, and the posterior is too sure.
         """
-        if self.problem.n_times < 3:
-            return float("nan")
-        residual = self.problem.data - self._moments.fitted.mean(axis=0)
-        lagged = np.sum(residual[:, 1:] * residual[:, :-1])
-        ends = np.sum(residual[:, 1:] ** 2) * np.sum(residual[:, :-1] ** 2)
-        return float(lagged / np.sqrt(ends))
+        return autocorrelation(self.problem.data - self._moments.fitted.mean(axis=0))
 
     def to_datatree(self, n_draws=100):
         """Write the posterior as an ArviZ DataTree; independent runs are chains.

@@ -51,6 +51,13 @@ class SeparableSources:
         """A·m of one inside unit of moments."""
         return self.problem.moment_unit
 
+    @property
+    def amplitude_field(self):
+        """Lead field along the axes in which amplitudes are told: (rank, n_sources, n_axes)."""
+        oriented = self.prior.field.lead_field
+        field = self.problem.lead_field if oriented.shape[2] > 1 else oriented
+        return np.asarray(field, np.float64)
+
     def synthesis(self, component=0):
         """B of a component: (n_sources, n_axes, rank). The last one asked for is kept."""
         if self._synthesis[0] != component:
@@ -173,10 +180,7 @@ class SeparableSources:
         white = self.prior.draw(rng, depth, smoothness, n_times)
         scale = float(moments.source_std[component]) / self.unit
         path = scale * (white if not self._is_dynamic else white @ self._root(component).T)
-        field = np.asarray(self.prior.field.lead_field, np.float64)
-        if field.shape[2] > 1:  # back from amplitudes to components is the original lead field
-            field = np.asarray(self.problem.lead_field, np.float64)
-        signal = np.tensordot(field, path, axes=2)
+        signal = np.tensordot(self.amplitude_field, path, axes=2)
         analysis = moments.analysis[component]
         noise = rng.standard_normal(signal.shape)
         z = analysis @ signal + noise

@@ -13,6 +13,7 @@ from ..models.problem import Problem
 from ..sources.adjacency import source_spacing
 from . import statistics
 from .coupled_sources import CoupledAnswers, SteadyFilter
+from .residuals import autocorrelation
 from .separable_sources import SeparableSources
 
 __all__ = ["KINDS", "QUANTITIES", "STATISTICS", "SourcePosterior"]
@@ -305,11 +306,8 @@ class SourcePosterior:
         check_choice("course", course, ("sustained", "impulse"))
         self._check_separable("A resolution matrix")
         self._check_single("A resolution matrix")
-        field = np.asarray(self.answers.prior.field.lead_field, np.float64)
-        if field.shape[2] > 1:
-            field = np.asarray(self.problem.lead_field, np.float64)
         kernel = self.answers.kernel(course) / self.problem.moment_unit
-        return Resolution(kernel, field, self.problem.source_pos)
+        return Resolution(kernel, self.answers.amplitude_field, self.problem.source_pos)
 
     # ---------------------------------------------------------------- reports
 
@@ -321,12 +319,7 @@ class SourcePosterior:
     @functools.cached_property
     def residual_autocorrelation(self):
         """Correlation of neighbouring samples of the residual; 0 for noise white in time."""
-        if self.problem.n_times < 3:
-            return float("nan")
-        residual = self.problem.data - self.fitted
-        lagged = np.sum(residual[:, 1:] * residual[:, :-1])
-        ends = np.sum(residual[:, 1:] ** 2) * np.sum(residual[:, :-1] ** 2)
-        return float(lagged / np.sqrt(ends))
+        return autocorrelation(self.problem.data - self.fitted)
 
     @functools.cached_property
     def peaks(self):
