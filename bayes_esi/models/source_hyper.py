@@ -16,7 +16,7 @@ import dataclasses
 
 import numpy as np
 
-from .static_dipoles import MOMENT_RANGE, NOISE_RANGE
+from .dipole_beliefs import MOMENT_RANGE, NOISE_RANGE
 
 __all__ = ["Hyper", "hyper_of"]
 

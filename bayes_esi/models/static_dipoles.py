@@ -20,11 +20,12 @@ import numpy as np
 from scipy.special import gammaln, logsumexp
 
 from ..core import ports
-from ..core.checks import check_array, check_count, check_positive
+from ..core.checks import check_count, check_positive
 from ..core.struct import struct
 from ..core.types import Array, Float
+from .dipole_beliefs import place_weights, scale_priors
 from .orientation import check_loose
-from .scale_prior import check_scale, pin_scale, scale_prior
+from .scale_prior import check_scale, pin_scale
 
 __all__ = [
     "DipolePrior",
@@ -34,11 +35,6 @@ __all__ = [
     "reference_prior",
 ]
 
-# A scale left unknown is log-uniform over this many times its reference, below and above.
-# The reference moment explains the mean power of the data by one source of mean gain; real
-# gains vary tenfold over depth, and one source may carry a hundredth of the power.
-MOMENT_RANGE = 100.0
-NOISE_RANGE = 10.0
 # Standard deviation of the log noise scales where sampling starts (see `reference_prior`).
 NOISE_PIN = 0.1
 
@@ -136,7 +132,7 @@ def dipole_prior(model, problem, design, dtype):
     ValueError
         If the location prior does not fit the sources.
     """
-    weights = _place_weights(model.location_prior, problem)
+    weights = place_weights(model.location_prior, problem)
     with np.errstate(divide="ignore"):
         log_place = np.log(weights / weights.sum())
     numbers = np.arange(model.max_dipoles + 1)
@@ -147,27 +143,10 @@ def dipole_prior(model, problem, design, dtype):
     log_number = log_poisson - logsumexp(log_poisson)
     log_number[possible] -= log_sets[possible]
 
-    data = np.asarray(problem.data, np.float64)
-    gain = np.sum(np.asarray(design.lead_field, np.float64) ** 2) / problem.n_sources
-    power = np.sum(data**2) / problem.n_times
-    if not power > 0:
-        raise ValueError("data are zero on the range of noise_cov: there is nothing to explain.")
-    reference = problem.moment_unit * np.sqrt(power / gain)
-    moment = scale_prior(
-        model.moment_std,
-        unit=problem.moment_unit,
-        default_range=(reference / MOMENT_RANGE, reference * MOMENT_RANGE),
-        dtype=dtype,
-    )
-    noise = []
-    for group in range(problem.n_groups):
-        level = np.sqrt(np.mean(data[problem.noise_group == group] ** 2))
-        bounds = (min(1.0, level) / NOISE_RANGE, max(1.0, level) * NOISE_RANGE)
-        noise.append(scale_prior(model.noise_std, unit=1.0, default_range=bounds, dtype=dtype))
     return DipolePrior(
         log_number=jnp.asarray(log_number, dtype),
         log_place=jnp.asarray(log_place, dtype),
-        scales=(moment, *noise),
+        scales=scale_priors(model, problem, design, dtype),
     )
 
 
@@ -191,20 +170,6 @@ def log_set_sums(log_weights, max_size):
     for j in range(n - 1, -1, -1):
         sums[j, 1:] = np.logaddexp(sums[j + 1, 1:], log_weights[j] + sums[j + 1, :-1])
     return sums
-
-
-def _place_weights(location_prior, problem):
-    if location_prior is None:
-        return np.ones(problem.n_sources)
-    if hasattr(location_prior, "vertices"):
-        weights = problem.mask(location_prior).astype(float)
-        remedy = "The label shares no vertex with the source space."
-    else:
-        weights = check_array("location_prior", location_prior, shape=(problem.n_sources,))
-        remedy = "Give non-negative weights, at least one above zero."
-    if np.any(weights < 0) or not weights.sum() > 0:
-        raise ValueError(f"location_prior has no places or negative weights. {remedy}")
-    return weights
 
 
 def reference_prior(prior, log_noise_std):

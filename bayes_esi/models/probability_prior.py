@@ -1,0 +1,85 @@
+"""Beliefs about a probability: known, or any NumPyro distribution on the unit interval.
+
+Inside the samplers a probability is its logit, so a prior here answers with the log density *with
+respect to the logit*, and with draws as logits. See `scale_prior`, its sibling for scales.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.checks import check_fraction
+from ..core.struct import static, struct
+from ..core.types import Array, Float
+
+__all__ = ["KnownProbability", "NumPyroProbability", "check_probability", "probability_prior"]
+
+
+@struct
+class KnownProbability:
+    """A probability that is given."""
+
+    logit: Float[Array, ""]
+    is_known: bool = static(default=True)
+
+    def log_density(self, logit):
+        """Constant: nothing is left to believe."""
+        return jnp.zeros_like(logit)
+
+    def sample(self, key, n_draws):
+        """The value, repeated."""
+        del key
+        return jnp.full((n_draws,), self.logit)
+
+
+@struct
+class NumPyroProbability:
+    """A probability with the law of a `numpyro.distributions` object."""
+
+    distribution: object
+    is_known: bool = static(default=False)
+
+    def log_density(self, logit):
+        """Density of the probability times p (1 - p): the change of variables to the logit."""
+        value = jax.nn.sigmoid(logit)
+        jacobian = jax.nn.log_sigmoid(logit) + jax.nn.log_sigmoid(-logit)
+        return self.distribution.log_prob(value) + jacobian
+
+    def sample(self, key, n_draws):
+        """Draws of the distribution, as logits."""
+        value = self.distribution.sample(key, (n_draws,))
+        return jnp.log(value) - jnp.log1p(-value)
+
+
+def check_probability(name, value):
+    """Refuse what is neither a probability inside (0, 1) nor a scalar distribution on it.
+
+    Raises
+    ------
+    ValueError
+    """
+    if hasattr(value, "log_prob") and hasattr(value, "sample"):
+        if value.batch_shape or value.event_shape:
+            raise ValueError(f"{name} must be a scalar distribution, got shape {value.shape()}.")
+        probe = np.asarray(value.sample(jax.random.key(0), (256,)))
+        if not np.all((probe > 0) & (probe < 1)):
+            raise ValueError(
+                f"{name} has a distribution with mass outside of (0, 1); use one on the unit "
+                "interval, such as numpyro.distributions.Beta."
+            )
+        return
+    check_fraction(
+        name, value, remedy="Give a probability (known) or a numpyro distribution (unknown)."
+    )
+
+
+def probability_prior(value, dtype):
+    """Turn what a user says of a probability into a prior on its logit.
+
+    Returns
+    -------
+    KnownProbability or NumPyroProbability
+    """
+    if hasattr(value, "log_prob"):
+        return NumPyroProbability(value)
+    return KnownProbability(jnp.asarray(np.log(value) - np.log1p(-value), dtype))
