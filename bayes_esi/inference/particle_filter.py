@@ -22,6 +22,7 @@ places, resample-move); Gilks, Berzuini 2001, doi:10.1111/1467-9868.00280 (resam
 Pascarella, Sorrentino, Piana 2008, doi:10.1088/0266-5611/24/2/025021 (moments integrated out).
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -43,13 +44,34 @@ __all__ = ["Info", "Options", "Particles", "State", "TrackTarget", "advance", "i
 
 
 @struct
+class FixedParameters:
+    """The law of parameters that are held at one value."""
+
+    values: Float[Array, " n_parameters"]
+
+    def log_density_of_parameters(self, parameters):
+        """Constant."""
+        return jnp.zeros(parameters.shape[:-1], parameters.dtype)
+
+    def sample_parameters(self, key, n_draws):
+        """The value, repeated."""
+        del key
+        return jnp.broadcast_to(self.values, (n_draws, *self.values.shape))
+
+
+@struct
 class TrackTarget:
     """What the samplers of trajectories work on."""
 
     gram: TrackGram
     prior: TrackPrior
-    reference: TrackPrior  # law of the first parameters; differs from the prior in them alone
+    reference: TrackPrior | FixedParameters  # law of the first parameters
     neighbours: Int[Array, "n_sources degree"]  # -1 where there is none
+
+    def fixed(self, parameters):
+        """Target whose first parameters are all these, as if they were known."""
+        law = FixedParameters(jnp.asarray(parameters))
+        return dataclasses.replace(self, reference=law)
 
 
 class Particles(NamedTuple):
