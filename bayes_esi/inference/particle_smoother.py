@@ -117,7 +117,11 @@ def step(key, state, cloud, ancestors, target, parameters, projected, n_tries):
         prior, parameters, state, cloud.places
     )
     key_try, key_accept = jax.random.split(key)
-    tries = jax.random.categorical(key_try, cloud.log_weights + log_change, shape=(n_tries,))
+    log_share = cloud.log_weights + log_change
+    cumulative = jnp.cumsum(jnp.exp(log_share - jnp.max(log_share)))
+    uniform = jax.random.uniform(key_try, (n_tries,), cumulative.dtype) * cumulative[-1]
+    tries = jnp.searchsorted(cumulative, uniform, side="right")
+    tries = jnp.minimum(tries, log_share.shape[0] - 1)
     candidates = jnp.concatenate([ancestors[state.index][None], tries]).astype(jnp.int32)
     later = jax.vmap(_later_slots, in_axes=(None, None, 0))(prior, state, cloud.places[candidates])
 
