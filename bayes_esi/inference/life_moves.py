@@ -17,7 +17,7 @@ from ..models.track_likelihood import scales_of
 __all__ = ["move"]
 
 
-def move(key, particle, target, log_anywhere, cumulative, projected, time):
+def move(key, particle, target, log_anywhere, cumulative, projected, time, longest_life):
     """Move one dipole of one particle, or stay.
 
     Parameters
@@ -31,6 +31,8 @@ def move(key, particle, target, log_anywhere, cumulative, projected, time):
     projected : (n_rows, n_sources, n_groups, d)
         Samples; sample t in row t modulo n_rows.
     time : int
+    longest_life : int
+        In samples; who has lived longer stays.
 
     Returns
     -------
@@ -39,7 +41,8 @@ def move(key, particle, target, log_anywhere, cumulative, projected, time):
     n_past, n_slots = particle.past_places.shape
     key_slot, key_place, key_accept = jax.random.split(key, 3)
     # The row before the birth is needed, too.
-    is_movable = (particle.places >= 0) & (time - particle.birth < n_past - 1)
+    life = time - particle.birth + 1
+    is_movable = (particle.places >= 0) & (life <= min(longest_life, n_past - 1))
     score = jnp.where(is_movable, jax.random.uniform(key_slot, (n_slots,)), -1.0)
     slot = jnp.argmax(score)
     place = jnp.where(is_movable[slot], particle.places[slot], 0)

@@ -11,7 +11,7 @@ past; from sample to sample (see `models.dynamic_dipoles` for the law):
    weak samples can be put right by the later ones.
 
 The sum of the weights before normalisation is an unbiased estimate of p(y_t | y_1..t-1).
-A life longer than the memory of the particle, `n_past` samples, is no longer moved. Walking dipoles
+A dipole that has lived longer than `longest_life` samples is no longer moved. Walking dipoles
 do not need step 3's moves, their places renew themselves.
 
 Cost O(n_particles (n_slots d)^3 + n_surveyed n_sources d^2 n_slots d) a sample, whatever the number
@@ -106,6 +106,7 @@ class Options(NamedTuple):
     n_surveyed: int = 8
     n_moves: int = 1  # dipoles moved of each chosen particle after resampling
     n_moved: int = 250  # particles chosen
+    longest_life: int = 100  # samples, of dipoles that are still moved
     is_bootstrap: bool = False
 
 
@@ -133,7 +134,8 @@ def init(key, target, n_particles, n_past):
     parameters = target.reference.sample_parameters(key, n_particles)
     density = jax.vmap(lambda law, p: law.log_density_of_parameters(p), in_axes=(None, 0))
     log_weights = density(prior, parameters) - density(target.reference, parameters)
-    log_weights = log_weights - jax.nn.logsumexp(log_weights)
+    total = jax.nn.logsumexp(log_weights)
+    log_weights = log_weights - total
     mean, cov = moment_filter.empty(n_slots, gram.n_orient, dtype)
 
     def repeat(leaf):
@@ -153,7 +155,8 @@ def init(key, target, n_particles, n_past):
         start_mean=repeat(jnp.zeros((n_slots, *mean.shape), dtype)),
         start_cov=repeat(jnp.zeros((n_slots, *cov.shape), dtype)),
     )
-    return State(particles, log_weights, jnp.zeros((), jnp.int32), jnp.zeros((), dtype))
+    log_evidence = (total - jnp.log(n_particles)).astype(dtype)
+    return State(particles, log_weights, jnp.zeros((), jnp.int32), log_evidence)
 
 
 def advance(key, particle, target, proposal, projected, power, time):
@@ -312,7 +315,7 @@ def run(
     n_particles : int
     options : Options
     n_past : int, optional
-        Samples that a particle remembers; by default all, 100 at most.
+        Samples that a particle remembers; by default all.
     keep : callable, optional
         Called after each sample with (time, particles, log_weights) before resampling.
     progress : bool
@@ -327,9 +330,9 @@ def run(
     """
     gram = target.gram
     n_times = gram.n_times
-    n_past = min(n_times + 1, 100) if n_past is None else n_past
+    n_past = n_times + 1 if n_past is None else n_past
     key_init, key_steps = jax.random.split(key)
-    state = init(key_init, target, n_particles, n_past if options.n_moves else 1)
+    state = init(key_init, target, n_particles, n_past)
     told = []
     with progress_bar(progress, description) as show:
         for time in range(n_times):
@@ -361,8 +364,15 @@ def _move_some(key, particles, target, proposal, projected, time, options):
     )
     part = jax.tree.map(lambda leaf: leaf[chosen], particles)
     keys = jax.random.split(key_move, chosen.shape[0])
-    part, is_accepted = jax.vmap(move, in_axes=(0, 0, None, None, None, None, None))(
-        keys, part, target, proposal.log_place, proposal.cumulative, projected, time
+    part, is_accepted = jax.vmap(move, in_axes=(0, 0, *(None,) * 6))(
+        keys,
+        part,
+        target,
+        proposal.log_place,
+        proposal.cumulative,
+        projected,
+        time,
+        options.longest_life,
     )
     particles = jax.tree.map(lambda leaf, new: leaf.at[chosen].set(new), particles, part)
     n_alive = jnp.sum(jnp.any(part.places >= 0, axis=1))
