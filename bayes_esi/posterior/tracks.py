@@ -6,13 +6,23 @@ import functools
 import numpy as np
 from scipy.special import logsumexp
 
+from ..core import ports
+from ..core.checks import check_choice, check_count
 from ..core.status import Status
 from ..models.dynamic_dipoles import DynamicDipoles
+from ..models.orientation import orient
 from ..models.problem import Problem
 from .credible import credible_set, to_millilitres
+from .residuals import autocorrelation
+from .track_estimate import TrackEstimate, estimate_track, moments_of_life
+from .track_matching import list_lives, match_lives
+from .track_moments import fitted_field, track_moments
 
 __all__ = ["TrackDraws", "TrackEstimate", "TrackPosterior"]
 
+# Draws whose moments are computed: the standard error of a mean over 200 draws is 7 % of the
+# posterior standard deviation, at a smoother's cost for each of them.
+_N_MOMENT_DRAWS = 200
 _LEVEL = 0.95
 
 
@@ -56,66 +66,6 @@ class TrackDraws:
     trace: dict
     n_dipoles_pmf: np.ndarray | None = None
     intensity: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TrackEstimate:
-    """One dipole's life, matched across draws. All but `probability` are given that it exists.
-
-    Attributes
-    ----------
-    probability : float
-        That it exists.
-    birth_pmf : (n_times,)
-        Probability of each sample to be its first.
-    death_pmf : (n_times + 1,)
-        Probability of each sample to be the first without it; the last entry: it is alive at the
-        end of the data.
-    birth, death : float
-        Posterior mean times of its first and of its last sample, in s.
-    birth_interval, death_interval : (float, float)
-        Their 95 % equal-tailed intervals, in s.
-    prob_alive : (n_times,)
-        Probability that it is alive at each sample.
-    pos : (3,)
-        Posterior mean position, in m; of a walking dipole, over its life.
-    pos_cov : (3, 3)
-        Posterior covariance of the position, in m^2, over its life likewise. A source stands for
-        a cell of the grid or of the cortex, within which the position is uniform
-        (`Problem.cell_variance`).
-    path : (n_times, 3)
-        Mean position at each sample, in m: `pos` throughout, unless the dipole walks; then given
-        that it is alive at that sample, and NaN where it never is.
-    place_pmf : (n_sources,)
-        Probability of each place; of a walking dipole, at a random sample of its life.
-    credible_set : (n_places,) int
-        Smallest set of sources with 95 % of it, most probable first.
-    credible_volume : float
-        Volume of that set, in mL.
-    moment_mean, moment_std : (n_axes, n_times)
-        In A·m, given that it is alive at that sample, NaN where it never is. Along the axes of
-        space (three), or along the one orientation of a lead field that came without normals.
-    explained_power : float
-        Whitened power of its field, summed over channels and the samples of its life.
-    """
-
-    probability: float
-    birth_pmf: np.ndarray
-    death_pmf: np.ndarray
-    birth: float
-    death: float
-    birth_interval: tuple
-    death_interval: tuple
-    prob_alive: np.ndarray
-    pos: np.ndarray
-    pos_cov: np.ndarray
-    path: np.ndarray
-    place_pmf: np.ndarray
-    credible_set: np.ndarray
-    credible_volume: float
-    moment_mean: np.ndarray
-    moment_std: np.ndarray
-    explained_power: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -197,7 +147,18 @@ class TrackPosterior:
         gone = is_alive[:, :-1] & (~is_alive[:, 1:] | self._is_new[:, 1:])
         return np.concatenate([[0.0], self._weights @ np.sum(gone, axis=2)])
 
-    # ---------------------------------------------------------------- places
+    # ---------------------------------------------------------------- tracks and places
+
+    def tracks(self):
+        """List the dipoles, each with its life, the one that explains most of the data first.
+
+        Returns
+        -------
+        list of TrackEstimate
+            Sorted by probability times explained power. Dipoles that fewer than one draw in twenty
+            has are left out; empty if no draw has a dipole.
+        """
+        return [estimate for _, estimate in self._tracks]
 
     def credible_volume(self, level=_LEVEL, time=None):
         """Volume of the smallest set of sources with a share of the intensity, in mL.
@@ -258,6 +219,127 @@ class TrackPosterior:
             )
         return int(np.argmin(np.abs(times - time)))
 
+    # ---------------------------------------------------------------- reports
+
+    def summary(self):
+        """Tabulate the tracks: probability, life, position, its spread, credible volume, peak.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row for each track; times in s, positions and spreads in mm, volumes in mL, moments
+            in nA·m. Births and deaths are posterior means with 95 % intervals, a death being the
+            last sample of a life. The peak is that of the moment, each sample weighted with the
+            probability to be alive. Run-wide figures are in ``.attrs``.
+        """
+        import pandas as pd
+
+        rows = []
+        for track in self.tracks():
+            amplitude = np.linalg.norm(track.moment_mean, axis=0)
+            peak = int(np.nanargmax(amplitude * track.prob_alive))
+            # Standard deviation along the direction of the moment at its peak.
+            direction = track.moment_mean[:, peak] / max(amplitude[peak], 1e-300)
+            birth_low, birth_high = track.birth_interval
+            death_low, death_high = track.death_interval
+            rows.append(
+                {
+                    "probability": track.probability,
+                    "birth_s": track.birth,
+                    "birth_low_s": birth_low,
+                    "birth_high_s": birth_high,
+                    "death_s": track.death,
+                    "death_low_s": death_low,
+                    "death_high_s": death_high,
+                    **dict(zip(("x_mm", "y_mm", "z_mm"), 1e3 * track.pos, strict=True)),
+                    "spread_mm": 1e3 * np.sqrt(np.trace(track.pos_cov)),
+                    "credible_volume_mL": track.credible_volume,
+                    "peak_time_s": self.problem.times[peak],
+                    "peak_nAm": 1e9 * amplitude[peak],
+                    "peak_std_nAm": 1e9 * np.linalg.norm(direction * track.moment_std[:, peak]),
+                }
+            )
+        frame = pd.DataFrame(rows)
+        frame.index = pd.RangeIndex(1, len(frame) + 1, name="track")
+        frame.attrs = {
+            "status": self.status.name,
+            "method": self.method,
+            "log_evidence": self.log_evidence,
+            "log_evidence_std": self.log_evidence_std,
+            "birth_prob": float(self._weights @ self.draws.birth_prob.ravel()),
+            "death_prob": float(self._weights @ self.draws.death_prob.ravel()),
+            "residual_autocorrelation": self.residual_autocorrelation,
+        }
+        return frame
+
+    @functools.cached_property
+    def residual_autocorrelation(self):
+        """Correlation of neighbouring samples of the residual; 0 for noise that is white in time.
+
+        The model takes noise as independent over samples. Where this is far from zero the data
+        hold fewer independent samples than the model counts, and the posterior is too sure.
+        """
+        return autocorrelation(self.problem.data - self.fitted)
+
+    def to_datatree(self, n_draws=25):
+        """Write the posterior as an ArviZ DataTree; independent runs are chains.
+
+        Parameters
+        ----------
+        n_draws : int
+            Trajectories kept of each run, evenly spaced, each with a recording drawn for it: a few,
+            because each recording is as large as the data.
+
+        Returns
+        -------
+        xarray.DataTree
+            Groups posterior, sample_stats, posterior_predictive, observed_data.
+        """
+        from .track_diagnostics import to_datatree
+
+        return to_datatree(self, check_count("n_draws", n_draws))
+
+    def diagnostics(self):
+        """ArviZ summary (R-hat, effective sample size) of numbers, parameters, log likelihood."""
+        from .track_diagnostics import diagnostics
+
+        return diagnostics(self)
+
+    def to_mne(self):
+        """Give the tracks and the intensity as MNE objects.
+
+        Returns
+        -------
+        dipoles : list of mne.Dipole
+            One for each of `tracks()`, at the samples of its probable life.
+        intensity : mne.SourceEstimate, VolSourceEstimate or MixedSourceEstimate
+            Of all samples.
+        """
+        return ports.perform(self, "to_mne")
+
+    def plot(self, kind="overview", **kwargs):
+        """Draw the posterior.
+
+        Parameters
+        ----------
+        kind : str
+            "overview", "raster", "n_dipoles", "intensity", "moments", "predictive" or "trace"; of
+            sources in the average head "cortex" and "glass_brain", too.
+        **kwargs
+            For the function of that name in `bayes_esi.viz`.
+
+        Returns
+        -------
+        matplotlib.figure.Figure or Axes
+        """
+        kinds = ("overview", "raster", "n_dipoles", "intensity", "moments", "predictive", "trace")
+        kinds += ("cortex", "glass_brain")
+        return ports.perform(self, "plot", check_choice("kind", kind, kinds), **kwargs)
+
+    def save(self, path):
+        """Write everything to a NetCDF file that `bayes_esi.load` reads. Never pickle."""
+        ports.perform(self, "save", path)
+
     def __repr__(self):
         most = int(np.max(np.argmax(self.n_dipoles_pmf, axis=1)))
         return (
@@ -279,6 +361,108 @@ class TrackPosterior:
         if not np.isfinite(total):
             return np.full(self.n_runs, 1 / self.n_runs)
         return np.exp(self.draws.log_evidence - total)
+
+    @functools.cached_property
+    def design(self):
+        """The lead field in the coordinates of the model's moments."""
+        return orient(self.problem, self.model.loose)
+
+    @functools.cached_property
+    def lives(self):
+        """Every life in the pooled draws (see `Lives`)."""
+        return list_lives(self._places, self._is_new)
+
+    @property
+    def members(self):
+        """Which of `lives` is each of `tracks()` in every pooled draw, -1 where absent."""
+        columns = [column for column, _ in self._tracks]
+        return np.array(columns, int).reshape(-1, len(self._places)).T
+
+    @functools.cached_property
+    def fitted(self):
+        """Posterior mean of the whitened field of all dipoles: (rank, n_times)."""
+        draws, shares = self._moment_draws
+        return sum(
+            share * fitted_field(self.problem, self.design, self._places[draw], components)
+            for draw, share, components in zip(draws, shares, self._moments.components, strict=True)
+        )
+
+    @functools.cached_property
+    def _moment_draws(self):
+        """Pooled draws whose moments are computed, and the share of each in the posterior.
+
+        Evenly spaced in probability, so that a run with all the evidence has all of them. Draws of
+        share zero come on top where no other has a sample of a dipole's life.
+        """
+        weights, shares = self._weights, self._weights
+        if len(weights) > _N_MOMENT_DRAWS:
+            steps = (np.arange(_N_MOMENT_DRAWS) + 0.5) / _N_MOMENT_DRAWS
+            cumulative = np.cumsum(weights)
+            rows = np.searchsorted(cumulative, steps * cumulative[-1])
+            shares = np.bincount(rows, minlength=len(weights)) / _N_MOMENT_DRAWS
+        chosen = shares > 0
+        for column in self._members.T:
+            has = np.flatnonzero((column >= 0) & (weights > 0))
+            is_alive = self._is_alive(column[has])
+            missing = is_alive.any(axis=0) & ~is_alive[chosen[has]].any(axis=0)
+            while missing.any():
+                best = int(np.argmax(is_alive[:, missing].sum(axis=1)))
+                chosen[has[best]] = True
+                missing &= ~is_alive[best]
+        return np.flatnonzero(chosen), shares[chosen]
+
+    @functools.cached_property
+    def _moments(self):
+        return self.moments_of(self._moment_draws[0])
+
+    def moments_of(self, draws):
+        """Conditional moments of some pooled draws (see `TrackMoments`)."""
+        return track_moments(
+            self.problem,
+            self.model,
+            self.design,
+            self._places[draws],
+            self._is_new[draws],
+            self.draws.moment_std.ravel()[draws],
+            self.draws.noise_std.reshape(len(self._places), -1)[draws],
+        )
+
+    @functools.cached_property
+    def _members(self):
+        score = self.draws.log_likelihood.ravel()
+        return match_lives(self.lives, self._places, self._weights, self.problem.source_pos, score)
+
+    @functools.cached_property
+    def _tracks(self):
+        """Members and estimate of each track, in order."""
+        found = [(column, self._estimate(column)) for column in self._members.T]
+        return sorted(found, key=lambda pair: -pair[1].probability * pair[1].explained_power)
+
+    def _estimate(self, column):
+        rows = np.flatnonzero((column >= 0) & (self._weights > 0))
+        draws, shares = self._moment_draws
+        own = np.flatnonzero(column[draws] >= 0)
+        slots = self.lives.slot[column[draws[own]]]
+        moments = moments_of_life(
+            self._is_alive(column[draws[own]]),
+            shares[own],
+            *(values[own, :, slots] for values in self._moments[:3]),
+        )
+        members = column[rows]
+        return estimate_track(
+            self.problem,
+            self._weights[rows],
+            self._is_alive(members),
+            self._places[rows, :, self.lives.slot[members]],
+            moments,
+            is_walking=self.model.motion != "static",
+        )
+
+    def _is_alive(self, members):
+        """Whether each of some lives goes on at each sample: (n_members, n_times)."""
+        samples = np.arange(self.problem.n_times)
+        birth, death = self.lives.birth[members, None], self.lives.death[members, None]
+        return (birth <= samples) & (samples < death)
 
     @property
     def _weights(self):
