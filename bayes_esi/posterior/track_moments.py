@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..models import track_likelihood
-from ..models.dynamic_dipoles import track_prior
+from ..models.dynamic_dipoles import TrackPrior
 from ..models.track_gram import build_track_gram, track_table_bytes
 
 __all__ = ["TrackMoments", "fitted_field", "track_moments"]
@@ -19,6 +19,7 @@ __all__ = ["TrackMoments", "fitted_field", "track_moments"]
 # Draws that are computed together: many enough to keep a step of the smoother busy, few enough
 # that their covariances stay small. All calls share one compiled kernel of this size.
 _N_TOGETHER = 25
+_LEAST_PLACES = 16
 _TABLE_BYTES = 2**26  # a table of Gram blocks up to here is quicker than the lead field, and small
 
 
@@ -69,8 +70,16 @@ def track_moments(problem, model, design, places, is_new, moment_std, noise_std)
         return moments
     held, is_new = places[:, :, used], is_new[:, :, used]
     gram, index = _gram_of_visited(problem, design, held)
-    prior = track_prior(model, problem, design, gram.field.dtype)
-    # Births and deaths are given: their probabilities say nothing more of the moments.
+    # Places, births, deaths and scales are given: all else that is believed of moments is how
+    # they persist.
+    prior = TrackPrior(
+        log_place=jnp.zeros(1, gram.field.dtype),
+        neighbours=None,
+        log_step=None,
+        persistence=jnp.asarray(model.moment_persistence, gram.field.dtype),
+        scales=(),
+        probabilities=(),
+    )
     parameters = np.column_stack(
         [np.log(moment_std / problem.moment_unit), np.log(noise_std), np.zeros((n_draws, 2))]
     ).astype(gram.field.dtype)
@@ -120,7 +129,7 @@ def _gram_of_visited(problem, design, places):
     index = np.full(places.shape, -1, np.int32)
     index[there] = inverse
     # Powers of two, so that posteriors with about as many places share one compiled kernel.
-    n_padded = 1 << int(np.ceil(np.log2(len(visited))))
+    n_padded = max(_LEAST_PLACES, 1 << int(np.ceil(np.log2(len(visited)))))
     padded = np.concatenate([visited, np.full(n_padded - len(visited), visited[0])])
     field = design.lead_field[:, padded]
     n_bytes = track_table_bytes(n_padded, field.shape[2], problem.n_groups, field.dtype.itemsize)

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from ..core import ports
-from ..core.checks import check_choice, check_count
+from ..core.checks import check_array, check_choice, check_count
 from ..core.status import Status
 from ..models.dynamic_dipoles import DynamicDipoles
 from ..models.orientation import orient
@@ -213,9 +213,10 @@ class TrackPosterior:
         """
         times = self.problem.times
         slack = 0.5 * np.min(np.diff(times)) if len(times) > 1 else 0.0
-        if not np.isfinite(time) or not times[0] - slack <= time <= times[-1] + slack:
+        time = float(check_array("time", time, shape=(), remedy="It is in s."))
+        if not times[0] - slack <= time <= times[-1] + slack:
             raise ValueError(
-                f"time must lie between {times[0]:g} and {times[-1]:g} s, got {time!r}."
+                f"time must lie between {times[0]:g} and {times[-1]:g} s, got {time:g}."
             )
         return int(np.argmin(np.abs(times - time)))
 
@@ -479,14 +480,18 @@ class TrackPosterior:
 
     def _window(self, tmin, tmax):
         times = self.problem.times
-        tmin = times[0] if tmin is None else tmin
-        tmax = times[-1] if tmax is None else tmax
+        limits = {"tmin": times[0] if tmin is None else tmin}
+        limits["tmax"] = times[-1] if tmax is None else tmax
+        tmin, tmax = (
+            float(check_array(name, value, shape=(), remedy="It is in s."))
+            for name, value in limits.items()
+        )
         # Times that are written in decimals may miss their sample by a rounding error.
         slack = 1e-3 * np.min(np.diff(times)) if len(times) > 1 else 0.0
         window = (times >= tmin - slack) & (times <= tmax + slack)
         if not window.any():
             raise ValueError(
-                f"no sample lies between tmin = {tmin!r} and tmax = {tmax!r} s; the data last from "
+                f"no sample lies between tmin = {tmin:g} and tmax = {tmax:g} s; the data last from "
                 f"{times[0]:g} to {times[-1]:g} s."
             )
         return window
