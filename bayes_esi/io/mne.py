@@ -20,9 +20,16 @@ from ._channels import (
     sensor_positions,
 )
 from ._files import read_file
+from ._mne_dipoles import dipoles_to_mne, tracks_to_mne
 from ._source_space import lead_field_of, sources_of
 
-__all__ = ["dipoles_to_mne", "from_mne", "read_problem_files", "source_estimate"]
+__all__ = [
+    "dipoles_to_mne",
+    "from_mne",
+    "read_problem_files",
+    "source_estimate",
+    "tracks_to_mne",
+]
 
 
 def from_mne(evoked, forward, noise_cov, tmin=None, tmax=None):
@@ -130,56 +137,6 @@ def read_problem_files(evoked_path, forward_path, noise_cov_path, condition=None
     forward = read_file("forward", forward_path, mne.read_forward_solution)
     noise_cov = read_file("noise_cov", noise_cov_path, mne.read_cov)
     return evoked, forward, noise_cov
-
-
-def dipoles_to_mne(problem, estimates):
-    """Write dipole estimates as one `mne.Dipole` each.
-
-    Parameters
-    ----------
-    problem : Problem
-    estimates : sequence of DipoleEstimate
-        With `pos` (3,) in m, `moment_mean` (3, n_times) in A·m along the axes of head
-        coordinates, `probability`, and possibly `gof` (n_times,) in per cent.
-
-    Returns
-    -------
-    list of mne.Dipole
-        At the times of the problem. The goodness of fit is zero where it is not given.
-
-    Raises
-    ------
-    ValueError
-        If a moment does not have three components for each time.
-    """
-    import mne
-
-    dipoles = []
-    for number, estimate in enumerate(estimates, start=1):
-        moment = check_array(
-            "moment_mean",
-            estimate.moment_mean,
-            shape=(3, problem.n_times),
-            remedy="A dipole of MNE has an orientation in space; give source_normals to "
-            "Problem.from_arrays if orientation is fixed.",
-        )
-        amplitude = np.linalg.norm(moment, axis=0)
-        ori = np.tile(_main_direction(moment), (problem.n_times, 1))
-        seen = amplitude > 0
-        ori[seen] = moment.T[seen] / amplitude[seen, None]
-        gof = getattr(estimate, "gof", None)
-        dipoles.append(
-            mne.Dipole(
-                times=problem.times,
-                pos=np.tile(np.asarray(estimate.pos, np.float64), (problem.n_times, 1)),
-                amplitude=amplitude,
-                ori=ori,
-                gof=np.zeros(problem.n_times) if gof is None else np.asarray(gof, np.float64),
-                name=f"dipole {number} (p={estimate.probability:.2f})",
-                verbose="ERROR",
-            )
-        )
-    return dipoles
 
 
 def source_estimate(problem, values):
@@ -318,10 +275,3 @@ def _choose(evokeds, condition):
         return evokeds[number]
     listed = ", ".join(f"{i}: {name!r}" for i, name in enumerate(names))
     raise ValueError(f"condition must be one of {listed}; got {condition!r}.")
-
-
-def _main_direction(moment):
-    """Unit vector along which a moment course is strongest; the first axis if it is zero."""
-    if not np.any(moment):
-        return np.array([1.0, 0.0, 0.0])
-    return np.linalg.svd(moment / np.abs(moment).max(), full_matrices=False)[0][:, 0]

@@ -18,11 +18,13 @@ from ..inference.regularisation import RegularisationCurve
 from ..inference.separable import SeparableMoments
 from ..models.autoregressive import AutoregressiveSources
 from ..models.coupled import CoupledSources
+from ..models.dynamic_dipoles import DynamicDipoles
 from ..models.gaussian import GaussianSources
 from ..models.problem import Problem
 from ..models.static_dipoles import StaticDipoles
 from .dipoles import DipoleDraws, DipolePosterior
 from .sources import SourcePosterior
+from .tracks import TrackDraws, TrackPosterior
 
 __all__ = ["from_datatree", "to_archive"]
 
@@ -34,12 +36,15 @@ _CLASSES = {
         CoupledSources,
         DipoleDraws,
         DipolePosterior,
+        DynamicDipoles,
         GaussianSources,
         Problem,
         RegularisationCurve,
         SeparableMoments,
         SourcePosterior,
         StaticDipoles,
+        TrackDraws,
+        TrackPosterior,
     )
 }
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-__all__ = ["diagnostics", "to_datatree"]
+__all__ = ["diagnostics", "predictive_groups", "to_datatree"]
 
 
 def to_datatree(posterior, n_draws):
@@ -65,20 +65,6 @@ def to_datatree(posterior, n_draws):
         names = ["chain", "step" if is_step else f"{name}_index", f"{name}_entry"]
         stats[name] = (names[: values.ndim], values)
 
-    rng = np.random.default_rng(0)
-    noise = draws.noise_std[:, kept].reshape(len(pooled), -1)[:, problem.noise_group]
-    # A new recording of the same response: the fitted field plus fresh noise.
-    replicate = moments.fitted + noise[:, :, None] * rng.standard_normal(moments.fitted.shape)
-    colouring = np.linalg.pinv(problem.whitener)
-    channel = {"channel": list(problem.ch_names)}
-    predicted = np.einsum("cr,drt->dct", colouring, replicate, optimize=True)
-    predicted = predicted.reshape(*shape, *predicted.shape[1:]).astype(np.float32)
-    predictive = xr.Dataset(
-        {"data": ([*run, "channel", "time"], predicted)}, coords={**draw, **channel, **time}
-    )
-    observed = xr.Dataset(
-        {"data": (["channel", "time"], colouring @ problem.data)}, coords={**channel, **time}
-    )
     per_sample = moments.log_likelihood + problem.log_jacobian / problem.n_times
     pointwise = xr.Dataset(
         {"data": ([*run, "time"], per_sample.reshape(*shape, -1))}, coords={**draw, **time}
@@ -87,11 +73,50 @@ def to_datatree(posterior, n_draws):
         {
             "posterior": sampled,
             "sample_stats": stats,
-            "posterior_predictive": predictive,
-            "observed_data": observed,
+            **predictive_groups(problem, moments.fitted, draws.noise_std[:, kept], draw),
             "log_likelihood": pointwise,
         }
     )
+
+
+def predictive_groups(problem, fitted, noise_std, coords):
+    """Draw a new recording of the same response for each draw, beside the one that was made.
+
+    Parameters
+    ----------
+    problem : Problem
+    fitted : (n_chains * n_draws, rank, n_times) array
+        Whitened field of all sources.
+    noise_std : (n_chains, n_draws, n_groups) array
+        Relative to the noise covariance.
+    coords : dict
+        Of chains and draws.
+
+    Returns
+    -------
+    dict of xarray.Dataset
+        "posterior_predictive" and "observed_data", in the units of the recording, on the range of
+        the noise covariance.
+    """
+    import xarray as xr
+
+    shape = noise_std.shape[:2]
+    rng = np.random.default_rng(0)
+    noise = noise_std.reshape(len(fitted), -1)[:, problem.noise_group]
+    # A new recording of the same response: the fitted field plus fresh noise.
+    replicate = fitted + noise[:, :, None] * rng.standard_normal(fitted.shape)
+    colouring = np.linalg.pinv(problem.whitener)
+    channel = {"channel": list(problem.ch_names), "time": problem.times}
+    predicted = np.einsum("cr,drt->dct", colouring, replicate, optimize=True)
+    predicted = predicted.reshape(*shape, *predicted.shape[1:]).astype(np.float32)
+    return {
+        "posterior_predictive": xr.Dataset(
+            {"data": (["chain", "draw", "channel", "time"], predicted)}, coords=coords | channel
+        ),
+        "observed_data": xr.Dataset(
+            {"data": (["channel", "time"], colouring @ problem.data)}, coords=channel
+        ),
+    }
 
 
 def diagnostics(posterior):

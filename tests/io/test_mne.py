@@ -9,7 +9,13 @@ import pytest
 from scipy.spatial import ConvexHull
 from scipy.stats import multivariate_normal
 
-from bayes_esi.io.mne import dipoles_to_mne, from_mne, read_problem_files, source_estimate
+from bayes_esi.io.mne import (
+    dipoles_to_mne,
+    from_mne,
+    read_problem_files,
+    source_estimate,
+    tracks_to_mne,
+)
 from bayes_esi.models.problem import Problem
 
 mne.set_log_level("ERROR")
@@ -507,6 +513,43 @@ def test_dipoles(evoked, forward, noise_cov, tmp_path):
         dipoles_to_mne(problem, [one])
 
 
+def test_tracks(evoked, forward, noise_cov, tmp_path):
+    problem = from_mne(evoked, forward, noise_cov)
+    rng = np.random.default_rng(10)
+    alive = np.zeros(N_TIMES)
+    alive[2:9] = [0.1, 0.4, 0.8, 0.8, 0.0, 0.5, 0.2]
+    pos = np.array([0.01, 0.0, 0.05])
+    path = np.where(alive[:, None] > 0, pos + 1e-3 * np.arange(N_TIMES)[:, None], np.nan)
+    moment = np.where(alive > 0, 1e-8 * rng.standard_normal((3, N_TIMES)), np.nan)
+    walking = types.SimpleNamespace(
+        probability=0.7, prob_alive=alive, pos=pos, path=path, moment_mean=moment
+    )
+    brief = types.SimpleNamespace(
+        probability=1.0,
+        prob_alive=np.eye(N_TIMES)[4],
+        pos=pos,
+        path=np.tile(pos, (N_TIMES, 1)),
+        moment_mean=np.where(np.arange(N_TIMES) == 4, [[0.0], [3e-8], [4e-8]], np.nan),
+    )
+    one, two = tracks_to_mne(problem, [walking, brief])
+    assert [one.name, two.name] == ["track 1 (p=0.70)", "track 2 (p=1.00)"]
+    # Half of 0.8 and more, from end to end; nobody is alive in between at sample 6.
+    np.testing.assert_allclose(one.times, problem.times[3:8])
+    np.testing.assert_allclose(one.pos[[0, 1, 2, 4]], path[[3, 4, 5, 7]])
+    np.testing.assert_array_equal(one.pos[3], pos)
+    told = np.nan_to_num(moment[:, 3:8])
+    np.testing.assert_allclose(one.amplitude[:, None] * one.ori, told.T, atol=1e-22)
+    np.testing.assert_allclose(two.times, problem.times[[4]])
+    np.testing.assert_allclose(two.amplitude, [5e-8])
+    np.testing.assert_allclose(two.ori, [[0, 0.6, 0.8]])
+    one.save(tmp_path / "one.dip")
+    np.testing.assert_allclose(mne.read_dipole(tmp_path / "one.dip").pos, one.pos, atol=1e-4)
+    walking.moment_mean = moment[:1]
+    with pytest.raises(ValueError, match="moment_mean must have shape"):
+        tracks_to_mne(problem, [walking])
+    assert tracks_to_mne(problem, []) == []
+
+
 def test_volume_estimate(evoked, forward, noise_cov):
     problem = from_mne(evoked, forward, noise_cov, tmin=0.0)
     values = np.random.default_rng(8).standard_normal((25, problem.n_times))
@@ -540,6 +583,10 @@ def test_surface_estimate(evoked, info, sphere, surface_forward, noise_cov):
     assert isinstance(stc, mne.SourceEstimate) and stc.subject == "round"
     np.testing.assert_array_equal(stc.lh_data[:, 0], np.arange(30.0))
     np.testing.assert_array_equal(stc.rh_data[:, 0], np.arange(30.0, 60.0))
+    movie = np.random.default_rng(11).standard_normal((60, N_TIMES))
+    stc = source_estimate(problem, movie)
+    np.testing.assert_array_equal(stc.data, movie)
+    np.testing.assert_allclose(stc.times, problem.times, atol=1e-9)
     right = _forward(info, _surface_source_space(RIGHT), sphere)
     stc = source_estimate(from_mne(evoked, right, noise_cov), np.arange(30.0))
     assert isinstance(stc, mne.SourceEstimate)
