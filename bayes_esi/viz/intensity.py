@@ -8,7 +8,7 @@ from scipy.stats import chi2
 from .common import COLOURS, write_key
 from .views import VIEWS, draw_views, take_views, write_number
 
-__all__ = ["plot_intensity"]
+__all__ = ["draw_dipole", "plot_intensity"]
 
 _LEVEL = 0.95
 _LINE = 20.0  # mm that a moment parallel to the plane is drawn long
@@ -49,12 +49,25 @@ def plot_intensity(posterior, *, axes=None, min_probability=0.05):
     middle = np.mean([1e3 * dipole.pos for _, dipole in marked], axis=0)
     for ax, plane in zip(axes, VIEWS.values(), strict=True):
         for number, dipole in marked:
-            _draw_dipole(ax, number, dipole, list(plane), middle)
+            draw_dipole(ax, number, dipole, list(plane), middle)
     write_key(axes[0], "ellipse: 95 % of the position")
     return axes
 
 
-def _draw_dipole(ax, number, dipole, plane, middle):
+def draw_dipole(ax, number, dipole, plane, middle):
+    """Mark a dipole in a view: its ellipse, its moment at the peak and its number.
+
+    Parameters
+    ----------
+    ax : Axes
+    number : int
+        From 1.
+    dipole : DipoleEstimate
+    plane : list of two int
+        Axes of space that the view shows.
+    middle : (3,) array
+        Numbers go away from here, in mm.
+    """
     colour = COLOURS[(number - 1) % len(COLOURS)]
     centre = 1e3 * dipole.pos[plane]
     values, vectors = np.linalg.eigh(1e6 * dipole.pos_cov[np.ix_(plane, plane)])

@@ -1,0 +1,80 @@
+"""What the sampler of trajectories tells of itself."""
+
+from itertools import cycle
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from .common import COLOURS, take_axes, write_note
+
+__all__ = ["plot_trace"]
+
+# Of particle methods: name in the trace, and what it is.
+_SERIES = {
+    "ess": "effective sample size (particles)",
+    "n_ancestors": "distinct ancestors",
+    "log_evidence_increment": "log evidence increment (nats)",
+}
+
+
+def plot_trace(posterior, *, axes=None):
+    """Draw what the sampler tells of itself, one line for each run.
+
+    Parameters
+    ----------
+    posterior : TrackPosterior
+    axes : sequence of three Axes, optional
+
+    Returns
+    -------
+    (3,) array of Axes
+        Of particle methods over time in ms: effective sample size, number of distinct ancestors
+        that the final particles have at a sample, log evidence that a sample adds. Where there
+        are few ancestors the draws are copies of few trajectories. Of other methods over draws:
+        log likelihood, number of tracks, scale of the moments.
+    """
+    axes = take_axes(axes, 3, 3, (3.9, 3.2), "one for each quantity")
+    trace = {name: np.asarray(value, float) for name, value in posterior.draws.trace.items()}
+    if not any(_is_series(trace.get(name), posterior) for name in _SERIES):
+        _draw_chains(axes, posterior)
+        return axes
+    times = 1e3 * posterior.problem.times
+    for ax, (name, label) in zip(axes, _SERIES.items(), strict=True):
+        ax.set(xlabel="time (ms)", ylabel=label)
+        if not _is_series(trace.get(name), posterior):
+            write_note(ax, f"{posterior.method} does not trace this")
+            continue
+        _draw_runs(ax, times, trace[name])
+        if name == "ess":
+            ax.set_ylim(bottom=0)
+        elif name == "n_ancestors":
+            ax.set_yscale("log")
+            ax.set_ylim(bottom=0.8)
+    return axes
+
+
+def _is_series(values, posterior):
+    """Whether there is a number for each run and sample."""
+    shape = (posterior.n_runs, posterior.problem.n_times)
+    return values is not None and values.shape == shape and np.isfinite(values).any()
+
+
+def _draw_chains(axes, posterior):
+    draws = posterior.draws
+    chains = {
+        "log likelihood (nats)": draws.log_likelihood,
+        "number of tracks": draws.is_new.sum(axis=(2, 3)),
+        "moment std (nA·m)": 1e9 * draws.moment_std,
+    }
+    steps = np.arange(1, draws.places.shape[1] + 1)
+    for ax, (label, values) in zip(axes, chains.items(), strict=True):
+        _draw_runs(ax, steps, np.asarray(values, float))
+        ax.set(xlabel="draw", ylabel=label)
+    axes[1].yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_runs(ax, x, values):
+    marker = "." if len(x) < 10 else None
+    for run, (series, colour) in enumerate(zip(values, cycle(COLOURS), strict=False), start=1):
+        ax.plot(x, series, color=colour, lw=1.0, alpha=0.85, marker=marker, label=f"run {run}")
+    ax.legend(frameon=False, fontsize="small", ncols=2)
