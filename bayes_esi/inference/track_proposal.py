@@ -59,7 +59,7 @@ def build_proposal(target, place_weight, time_weight, parameter_steps) -> Propos
     ----------
     target : Target
     place_weight : (n_windows, n_sources)
-        Non-negative; a row without weight is the location prior.
+        Non-negative; a row without weight is the location prior. Windows share the samples out.
     time_weight : (n_times,)
         Non-negative.
     parameter_steps : (n_parameters,)
@@ -81,7 +81,7 @@ def build_proposal(target, place_weight, time_weight, parameter_steps) -> Propos
     return Proposal(
         time_weight=jnp.asarray(time, dtype),
         cumulative_time=jnp.asarray(np.concatenate([[0], np.cumsum(time)]), dtype),
-        window=jnp.asarray(_windows(n_times), jnp.int32),
+        window=jnp.asarray(_windows(n_times, len(place)), jnp.int32),
         relative=jnp.asarray(place / np.where(prior > 0, prior, 1.0), dtype),
         cumulative_place=jnp.asarray(cumulative / cumulative[:, -1:], dtype),
         rates=jnp.asarray(rates, dtype),
@@ -160,8 +160,8 @@ def scan(target, parameters):
     log_det = np.linalg.slogdet(loaded)[1] - own.shape[-1] * np.log(power)
     inverse = np.linalg.inv(loaded)
     projected = np.einsum("tsgd,g->tsd", np.asarray(gram.projected_data, np.float64), weights)
-    window = _windows(gram.n_times)
-    n_windows = window[-1] + 1
+    n_windows = -(-gram.n_times // _WINDOW)
+    window = _windows(gram.n_times, n_windows)
     place_weight = np.zeros((n_windows, gram.n_sources))
     excess = np.zeros(n_windows)
     is_there = np.isfinite(np.asarray(target.prior.log_place))
@@ -183,5 +183,5 @@ def scan(target, parameters):
     return place_weight, np.sqrt(excess)[window]
 
 
-def _windows(n_times):
-    return np.arange(n_times) // _WINDOW
+def _windows(n_times, n_windows):
+    return np.arange(n_times) * n_windows // n_times
