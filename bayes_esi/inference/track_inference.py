@@ -21,7 +21,7 @@ from ..models.dynamic_dipoles import track_prior
 from ..models.orientation import orient
 from ..models.scale_prior import pin_scale
 from ..models.track_gram import build_track_gram, track_table_bytes
-from . import particle_filter, particle_smoother, pursuit
+from . import particle_filter, particle_smoother, pursuit, track_renewal
 from .options import fill_options
 from .resampling import systematic
 
@@ -44,7 +44,8 @@ _PARTICLES = _SHARED | {
     "n_draws": (250, check_count),
 }
 OPTIONS = {
-    "particle_smoother": _PARTICLES | {"n_tries": (4, check_count)},
+    "particle_smoother": _PARTICLES
+    | {"n_tries": (4, check_count), "n_renewal_moves": (100, _check_amount)},
     "particle_filter": _PARTICLES
     | {
         "n_moves": (1, _check_amount),
@@ -56,8 +57,8 @@ OPTIONS = {
 
 # Particles of the pilot filter, and how much wider than its posterior the law of the first
 # parameters is: importance weights are bounded if it is wider.
-_N_PILOT, _WIDER = 200, 1.5
-_LEAST_STD = 0.1
+_N_PILOT, _WIDER = 300, 1.5
+_LEAST_STD, _PILOT_STD = 0.1, 1.0
 # Runs agree if their laws of the number differ, on average over samples, by no more than this
 # share of probability, and if their evidences tell the same story within this many nats.
 _MAX_TOTAL_VARIATION = 0.2
@@ -218,12 +219,12 @@ def _filter(key, target, options, progress, description):
 
 def _smooth(key, target, options, progress, description):
     """One run of the smoother, with one set of parameters drawn from a filter's posterior."""
-    key_filter, key_draw, key_run = jax.random.split(key, 3)
+    key_filter, key_draw, key_run, key_renewal = jax.random.split(key, 4)
     choices = particle_filter.Options(
         ess_threshold=options["ess_threshold"], n_surveyed=options["n_surveyed"], n_moves=0
     )
     n_particles, n_draws = options["n_particles"], options["n_draws"]
-    log_evidence = None
+    log_evidence, parameter_std = None, np.zeros(len(target.prior.is_unknown))
     if any(target.prior.is_unknown):
         state, _ = particle_filter.run(
             key_filter,
@@ -236,6 +237,7 @@ def _smooth(key, target, options, progress, description):
         )
         chosen = systematic(key_draw, state.log_weights, 1)[0]
         parameters = state.particles.parameters[chosen]
+        parameter_std = _moments_of(state)[1]
         log_evidence = float(state.log_evidence)
     else:
         parameters = target.prior.sample_parameters(key_draw, 1)[0]
@@ -252,6 +254,18 @@ def _smooth(key, target, options, progress, description):
     )
     parameters = np.broadcast_to(np.asarray(parameters), (n_draws, len(parameters)))
     trace = _trace(info) | {"renewal": np.append(renewal, np.nan)}
+    if options["n_renewal_moves"]:
+        places, is_new, parameters, _, trace["renewal_acceptance"] = track_renewal.run(
+            key_renewal,
+            target,
+            places,
+            is_new,
+            parameters,
+            parameter_std,
+            options["n_renewal_moves"],
+            progress=progress,
+            description=f"{description}, moves",
+        )
     if log_evidence is None:
         log_evidence = float(state.log_evidence)
     laws = _laws(places, target.prior.max_dipoles)
@@ -271,24 +285,36 @@ def _pilot(key, target, problem, max_dipoles):
     moment, *noise = prior.scales
     log_noise = np.log(np.maximum(guess.noise_std, 1e-12))
     noise = [pin_scale(s, g, _LEAST_STD) for s, g in zip(noise, log_noise, strict=True)]
+    # A first scale of the moments: those that least squares gives the places of the guess, in
+    # the samples where they are largest.
+    field = np.asarray(target.gram.field)[guess.places]
+    if len(guess.places):
+        flat = field.reshape(-1, field.shape[2])
+        moments = np.linalg.lstsq(flat.T, np.asarray(problem.data, np.float64), rcond=1e-6)[0]
+        power = np.mean(moments.reshape(*field.shape[:2], -1) ** 2, axis=1)
+        typical = np.sqrt(np.quantile(power, 0.8, axis=1).max())
+        moment = pin_scale(moment, np.log(max(typical, 1e-12)), _PILOT_STD)
     target = dataclasses.replace(
         target, reference=dataclasses.replace(prior, scales=(moment, *noise))
     )
-    choices = particle_filter.Options(n_moves=0)
+    choices = particle_filter.Options(n_moved=_N_PILOT)
     for i in range(2):
-        state, _ = particle_filter.run(
-            jax.random.fold_in(key, i), target, _N_PILOT, choices, n_past=1
-        )
-        weights = np.exp(np.asarray(state.log_weights, np.float64))
-        values = np.asarray(state.particles.parameters, np.float64)
-        mean = weights @ values
-        std = np.sqrt(weights @ (values - mean) ** 2)
+        state, _ = particle_filter.run(jax.random.fold_in(key, i), target, _N_PILOT, choices)
+        mean, std = _moments_of(state)
         scales = tuple(
             pin_scale(scale, mean[j], max(_WIDER * std[j], _LEAST_STD))
             for j, scale in enumerate(prior.scales)
         )
         target = dataclasses.replace(target, reference=dataclasses.replace(prior, scales=scales))
     return target
+
+
+def _moments_of(state):
+    """Mean and standard deviation of the parameters of weighted particles."""
+    weights = np.exp(np.asarray(state.log_weights, np.float64))
+    values = np.asarray(state.particles.parameters, np.float64)
+    mean = weights @ values
+    return mean, np.sqrt(weights @ (values - mean) ** 2)
 
 
 def _trace(info):

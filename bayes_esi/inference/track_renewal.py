@@ -1,0 +1,100 @@
+"""Reversible jump moves of drawn trajectories: what a particle method left alike is made different.
+
+Each trajectory becomes a chain of `particle_gibbs` and takes some moves at inverse temperature 1.
+They keep the joint posterior of trajectories and unknown parameters whatever the trajectories are,
+so that draws from it stay draws from it, and places, births, deaths and parameters that all draws
+share, because they descend from few particles, spread to their law.
+
+Cost O(n_draws n_moves n_times (n_slots d)^3).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.drive import progress_bar
+from . import particle_gibbs
+from .track_target import Tracks, from_trajectory, to_trajectory
+
+__all__ = ["run"]
+
+_CHUNK = 20
+
+
+def run(
+    key,
+    target,
+    places,
+    is_new,
+    parameters,
+    parameter_std,
+    n_moves,
+    *,
+    progress=False,
+    description="renewal",
+):
+    """Move trajectories.
+
+    Parameters
+    ----------
+    key : PRNG key
+    target : TrackTarget
+    places, is_new : (n_draws, n_times, n_slots)
+    parameters : (n_draws, n_parameters)
+    parameter_std : (n_parameters,)
+        Expected posterior deviation of each parameter: the scale of its steps.
+    n_moves : int
+        Of each trajectory.
+    progress : bool
+    description : str
+
+    Returns
+    -------
+    places, is_new, parameters, log_likelihood
+        NumPy.
+    acceptance : float
+    """
+    n_draws, n_times, n_slots = places.shape
+    key_size, key_init, key_steps = jax.random.split(key, 3)
+    n_found = int(is_new.sum(axis=(1, 2)).max())
+    n_tracks = max(particle_gibbs.most_tracks(target, key_size), n_found + 1)
+    start = _tracks(places, is_new, parameters, n_tracks, target.prior.neighbours is not None)
+    options = {"n_chains": n_draws, "n_tracks": n_tracks}
+    state = particle_gibbs.init(key_init, target, options, start)
+    # So that the mean of old and new is this variance.
+    spread = jnp.asarray(parameter_std, state.spread.dtype) ** 2
+    state = particle_gibbs.adapt(
+        state._replace(spread=spread), jax.tree.map(lambda x: x[None], state.tracks), target
+    )
+    tried = accepted = 0.0
+    with progress_bar(progress, description) as show:
+        for first in range(0, n_moves, _CHUNK):
+            n_steps = min(_CHUNK, n_moves - first)
+            ones = jnp.ones(_CHUNK, state.spread.dtype)
+            state, record = particle_gibbs.advance(key_steps, state, target, ones, n_steps, 1)
+            tried += float(record.tried.sum())
+            accepted += float(record.accepted.sum())
+            show((first + n_steps) / n_moves, accepted=f"{accepted / tried:.0%}")
+    tracks = state.tracks
+    places, is_new, _ = _trajectories(tracks, n_times, n_slots)
+    told = (places, is_new, tracks.parameters, tracks.log_likelihood)
+    return *(np.asarray(part) for part in told), accepted / max(tried, 1.0)
+
+
+def _tracks(places, is_new, parameters, n_tracks, is_walking):
+    rows = [
+        from_trajectory(p, n, n_tracks, is_walking=is_walking)
+        for p, n in zip(places, is_new, strict=True)
+    ]
+    place, birth, death, is_used, path = zip(*rows, strict=True)
+    zero = np.zeros(len(rows), parameters.dtype)
+    path = np.stack(path) if is_walking else None
+    own = (np.stack(part) for part in (place, birth, death, is_used))
+    return Tracks(*own, parameters, zero, zero, path)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _trajectories(tracks, n_times, n_slots):
+    return jax.vmap(to_trajectory, in_axes=(0, None, None))(tracks, n_times, n_slots)
