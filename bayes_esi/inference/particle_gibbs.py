@@ -47,7 +47,8 @@ _MEMORY = 0.8
 # Share of the occupancy that its neighbours get: a chain may not have been everywhere yet.
 _SPREAD = 0.3
 _SCAN_SHARE = 0.3
-# Chains agree if none gives, on average over time, this share of probability to other numbers.
+# Chains agree if they give at no sample, on average, this share of probability to numbers of
+# dipoles other than all together do. (The largest of many chains would be off by chance.)
 _MAX_TOTAL_VARIATION = 0.2
 _MAX_FULL = 0.05
 
@@ -358,7 +359,7 @@ def _verdict(draws, is_full, target, n_chains):
         [np.mean(numbers == k, axis=1) for k in range(target.prior.max_dipoles + 1)], axis=-1
     )
     pooled = counts.mean(axis=0)
-    distance = 0.5 * np.abs(counts - pooled).sum(axis=2).mean(axis=1)
+    distance = 0.5 * np.abs(counts - pooled).sum(axis=2).mean(axis=0)
     if n_chains > 1 and distance.max() > _MAX_TOTAL_VARIATION:
         return Status.RUNS_DISAGREE
     is_hit = target.prior.max_dipoles > 1 and pooled[:, -1].max() > _MAX_FULL
