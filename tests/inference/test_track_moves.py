@@ -138,7 +138,9 @@ def flows(motion, inverse_temperature):
     prob = np.exp(log_prob - log_prob.max())
     prob /= prob.sum()
     rng = np.random.default_rng(5)
-    before = rng.choice(len(prob), p=prob, size=160_000)
+    # Two walks that can be exchanged are rare.
+    n_draws = 160_000 if motion == "static" else 480_000
+    before = rng.choice(len(prob), p=prob, size=n_draws)
     tracks = evaluated(target, tracks_of(places, is_new, target))
     # Rows in any order: nothing may depend on it.
     codes = code(places, is_new)
