@@ -93,10 +93,10 @@ def draw_anchor(draws: Float[Array, " 2"], proposal: Proposal, birth, death):
     """Time and place of an anchor within a life [birth, death)."""
     low, high = proposal.cumulative_time[birth], proposal.cumulative_time[death]
     level = low + draws[0] * (high - low)
-    time = jnp.searchsorted(proposal.cumulative_time, level, side="right") - 1
+    time = jnp.sum(proposal.cumulative_time <= level) - 1
     time = jnp.clip(time, birth, death - 1).astype(jnp.int32)
     cumulative = proposal.cumulative_place[proposal.window[time]]
-    place = jnp.searchsorted(cumulative, draws[1], side="right")
+    place = jnp.sum(cumulative <= draws[1])
     return time, jnp.minimum(place, cumulative.shape[0] - 1).astype(jnp.int32)
 
 
