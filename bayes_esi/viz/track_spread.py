@@ -18,6 +18,7 @@ __all__ = ["moment_along", "track_field_law"]
 # Draws that a figure averages: the standard error of a mean over 100 draws is a tenth of the
 # posterior standard deviation, the width of a line.
 _N_DRAWS = 100
+_FEW_PLACES = 16
 
 _smooth = jax.jit(track_likelihood.smoothed_moments)
 
@@ -128,7 +129,7 @@ def _smoothed(posterior, draws):
     visited = np.unique(np.concatenate([t[t >= 0] for t in trajectories] or [[0]]))
     visited = visited if visited.size else np.zeros(1, int)
     # Powers of two, so that posteriors with about as many places share one compiled kernel.
-    n_padded = 1 << int(np.ceil(np.log2(len(visited))))
+    n_padded = max(1 << int(np.ceil(np.log2(len(visited)))), _FEW_PLACES)
     padded = np.concatenate([visited, np.full(n_padded - len(visited), visited[0])])
     gram = build_track_gram(
         design.lead_field[:, padded],
