@@ -115,13 +115,13 @@ def match_lives(lives, places, weights, source_pos, score):
     Cost O(n_lives (n_labels + n_times) + n_draws (n_lives a draw)^3) a round.
     """
     n_draws = len(places)
-    if not lives.draw.size:
+    if not np.any(weights[lives.draw] > 0):
         return np.zeros((n_draws, 0), int)
     pos = mean_places(lives, places, source_pos)
     mass = weights[lives.draw]
     numbers = np.bincount(lives.draw, minlength=n_draws)
     most_probable = 1 + int(np.argmax(np.bincount(numbers, weights=weights)[1:]))
-    candidates = np.flatnonzero(numbers == most_probable)
+    candidates = np.flatnonzero((numbers == most_probable) & (weights > 0))
     best = lives.draw == candidates[np.argmax(score[candidates])]
     labels = _Labels(pos[best], lives.birth[best], lives.death[best])
 

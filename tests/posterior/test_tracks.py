@@ -7,7 +7,9 @@ import numpyro.distributions as dist
 import pytest
 
 import bayes_esi as be
+from bayes_esi.core import ports
 from bayes_esi.io import netcdf
+from bayes_esi.io.mne import source_estimate, tracks_to_mne
 from bayes_esi.models.dynamic_dipoles import DynamicDipoles
 from bayes_esi.posterior.archive import to_archive
 from bayes_esi.posterior.track_estimate import moments_of_life
@@ -68,7 +70,7 @@ def posterior():
                 places[run, i, birth:death, slot] = place
                 is_new[run, i, birth, slot] = True
     draws = make_draws(rng, places, is_new, np.log(SHARES) - 40)
-    model = DynamicDipoles(birth_prob=dist.Beta(1.0, 20.0), max_dipoles=N_SLOTS)
+    model = DynamicDipoles(max_dipoles=N_SLOTS)
     return TrackPosterior(make_problem(rng), model, "particle_smoother", draws, be.Status.OK)
 
 
@@ -440,6 +442,25 @@ def test_arviz_groups(posterior):
     np.testing.assert_allclose(observed, posterior.problem.data)
 
 
+def test_mne_objects(posterior, monkeypatch):
+    def to_mne(posterior):
+        dipoles = tracks_to_mne(posterior.problem, posterior.tracks())
+        return dipoles, source_estimate(posterior.problem, posterior.intensity.T)
+
+    monkeypatch.setitem(ports._verbs, ("TrackPosterior", "to_mne"), to_mne)
+    dipoles, movie = posterior.to_mne()
+    np.testing.assert_array_equal(movie.data, posterior.intensity.T)
+    np.testing.assert_allclose(movie.times, TIMES)
+    for dipole, track in zip(dipoles, posterior.tracks(), strict=True):
+        # The late one counts from the sample at which half the draws have it.
+        first = np.flatnonzero(track.prob_alive >= 0.5)[0]
+        assert dipole.times[0] == TIMES[first] and dipole.times[-1] == pytest.approx(track.death)
+        np.testing.assert_allclose(dipole.pos, np.tile(track.pos, (len(dipole.times), 1)))
+        moment = dipole.amplitude * dipole.ori.T
+        own = track.moment_mean[:, first : first + len(dipole.times)]
+        np.testing.assert_allclose(moment, own, rtol=1e-10)
+
+
 def test_diagnostics_compare_runs(posterior):
     table = posterior.diagnostics()
     rows = [name for name in table.index if name.startswith("n_dipoles[")]
@@ -451,24 +472,26 @@ def test_diagnostics_compare_runs(posterior):
 
 
 def test_file_round_trip(posterior, tmp_path):
-    for motion, loose in (("static", 1.0), (0.004, 1.0)):
-        model = dataclasses.replace(posterior.model, motion=motion, noise_std=1.0)
+    changes = {"birth_prob": dist.Beta(1.0, 20.0), "motion": 0.004, "noise_std": 1.0}
+    for change in ({}, changes):
+        model = dataclasses.replace(posterior.model, **change)
         before = dataclasses.replace(posterior, model=model, status=be.Status.RUNS_DISAGREE)
         netcdf.write(to_archive(before), tmp_path / "tracks.nc")
         after = be.load(tmp_path / "tracks.nc")
         assert isinstance(after, TrackPosterior) and after.status is be.Status.RUNS_DISAGREE
-        assert after.method == before.method and after.model.motion == motion
-        assert after.model.birth_prob.concentration0 == 20.0 and after.model.moment_std is None
-        assert after.model.loose == loose and after.draws.intensity is None
+        assert after.method == before.method and after.model.motion == model.motion
+        assert after.model.moment_std is None and after.model.noise_std == model.noise_std
+        assert after.draws.intensity is None and after.draws.n_dipoles_pmf is None
         for field in ("places", "is_new", "log_evidence", "noise_std", "death_prob"):
             stored, own = getattr(after.draws, field), getattr(before.draws, field)
             assert stored.dtype == own.dtype
             np.testing.assert_array_equal(stored, own)
         for name, values in before.draws.trace.items():
             np.testing.assert_array_equal(after.draws.trace[name], values)
-    for one, other in zip(after.tracks(), before.tracks(), strict=True):
-        np.testing.assert_array_equal(one.moment_mean, other.moment_mean)
-        assert one.death_interval == other.death_interval
+        for one, other in zip(after.tracks(), before.tracks(), strict=True):
+            np.testing.assert_array_equal(one.moment_mean, other.moment_mean)
+            assert one.death_interval == other.death_interval
+    assert after.model.birth_prob.concentration0 == 20.0
 
 
 def test_nobody_at_all(posterior, tmp_path):
