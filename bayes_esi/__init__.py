@@ -16,6 +16,7 @@ from .api import (
 from .core.status import InferenceError, Status
 from .models.autoregressive import AutoregressiveSources
 from .models.coupled import CoupledSources, neighbour_dynamics
+from .models.dynamic_dipoles import DynamicDipoles
 from .models.gaussian import GaussianSources
 from .models.problem import Problem
 from .models.static_dipoles import StaticDipoles
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AutoregressiveSources",
     "CoupledSources",
+    "DynamicDipoles",
     "GaussianSources",
     "InferenceError",
     "Problem",

@@ -60,7 +60,7 @@ def infer(
 
     Parameters
     ----------
-    model : GaussianSources, AutoregressiveSources, CoupledSources or StaticDipoles
+    model : GaussianSources, AutoregressiveSources, CoupledSources, StaticDipoles or DynamicDipoles
     problem : Problem
     key : PRNG key, optional
         Of `jax.random`; by default ``jax.random.key(0)``. The same key gives the same result.
@@ -77,13 +77,14 @@ def infer(
     **options
         Of dipoles: `n_particles`, `n_runs` (independent repeats: chains, and the error of the
         evidence), `ess_threshold`, `memory_limit` (bytes for tabulated Gram blocks) and others; see
-        `bayes_esi.inference.dipole_inference.OPTIONS`. Of distributed sources: `regularisation`
+        `bayes_esi.inference.dipole_inference.OPTIONS`, of dynamic dipoles those of
+        `bayes_esi.inference.track_inference.OPTIONS`. Of distributed sources: `regularisation`
         ("evidence", "gcv" or "l_curve"), `missing` (bool, by sample or channel and sample),
         `n_chains`, `n_warmup`, `n_samples`; see `bayes_esi.inference.source_inference.OPTIONS`.
 
     Returns
     -------
-    SourcePosterior or DipolePosterior
+    SourcePosterior, DipolePosterior or TrackPosterior
 
     Raises
     ------
@@ -172,7 +173,7 @@ def load(path):
 
     Returns
     -------
-    SourcePosterior, DipolePosterior or LeadField
+    SourcePosterior, DipolePosterior, TrackPosterior or LeadField
 
     Raises
     ------
@@ -239,6 +240,14 @@ def _dipoles_to_mne(posterior):
     return dipoles, source_estimate(problem, posterior.intensity)
 
 
+def _tracks_to_mne(posterior):
+    from .io.mne import source_estimate, tracks_to_mne
+
+    problem = posterior.problem
+    tracks = tracks_to_mne(problem, posterior.tracks())
+    return tracks, source_estimate(problem, posterior.intensity.T)
+
+
 def _sources_to_mne(posterior, quantity):
     from .io.mne import source_estimate
 
@@ -274,6 +283,14 @@ def _plot_dipoles(posterior, kind, **kwargs):
     else:
         from .viz import dipoles as drawings
     return getattr(drawings, f"plot_{kind}")(posterior, **kwargs)
+
+
+def _plot_tracks(posterior, kind, **kwargs):
+    from .viz import tracks
+
+    if kind in ("cortex", "glass_brain"):
+        kwargs["head"] = template_head()
+    return getattr(tracks, f"plot_{kind}")(posterior, **kwargs)
 
 
 def _plot_sources(posterior, kind, **kwargs):
@@ -348,6 +365,7 @@ def _source_space(head, order):
 for class_name, verbs in {
     "DipolePosterior": {"save": _save, "to_mne": _dipoles_to_mne, "plot": _plot_dipoles},
     "SourcePosterior": {"save": _save, "to_mne": _sources_to_mne, "plot": _plot_sources},
+    "TrackPosterior": {"save": _save, "to_mne": _tracks_to_mne, "plot": _plot_tracks},
     "SourceMap": {"to_mne": _map_to_mne, "plot": _plot_power},
     "Problem": {"data_cov": _data_cov},
     "OffGridPosterior": {"to_mne": _moving_to_mne},

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -13,6 +14,8 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 
 ROOT = Path(__file__).parents[1]
+# `import track_oracle` in any test: import mode "importlib" leaves the path alone.
+sys.path.append(str(ROOT / "tests/inference"))
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,12 @@ def test_distributed_sources_are_those_of_the_kept_results():
     beside, eloreta = result["minimum_norm"], result["eloreta"]
     assert f"minimum norm {beside['MNE_ratio']:.1f} times" in readme
     assert f"dSPM {beside['dSPM_ratio']:.1f} times" in readme
-    assert f"{eloreta['eloreta_s']:.2f} s against {eloreta['mne_s']:.1f} s" in readme
+    times = f"{eloreta['eloreta_s']:.2f} s against {eloreta['mne_s']:.1f} s"
+    assert f"{times}, {eloreta['ratio']:.1f} times" in readme
+    assert (
+        f"residual\nof {eloreta['residual']:.1e} where MNE's stops at {eloreta['mne_residual']:.1e}"
+        in readme
+    )
     whole = result["smoother"]
     both = [f"{whole[f'kalman_{kind}_known_s']:.1f} s" for kind in ("filter", "smoother")]
     assert " / ".join(both) in readme

@@ -63,6 +63,12 @@ class Status(enum.Enum):
         "are not those of the model",
         "use the exact method for conclusions",
     )
+    PARTICLES_COLLAPSED = (
+        "at some sample less than two effective particles were left, so the law there hangs on one "
+        "hypothesis",
+        "raise n_particles; if it persists, check noise_cov and that the forward model explains "
+        "the data",
+    )
     TOO_MANY_DIPOLES = (
         "more than 5 % of the posterior sits at max_dipoles, so the truncation shapes the answer",
         "raise max_dipoles, or check the noise covariance: noise that is underestimated is "

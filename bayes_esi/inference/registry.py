@@ -5,6 +5,7 @@ import importlib
 from ..core.checks import check_choice
 from ..models.autoregressive import AutoregressiveSources
 from ..models.coupled import CoupledSources
+from ..models.dynamic_dipoles import DynamicDipoles
 from ..models.gaussian import GaussianSources
 from ..models.static_dipoles import StaticDipoles
 
@@ -15,6 +16,7 @@ METHODS = {
     AutoregressiveSources: ("kalman_smoother", "kalman_filter", "nuts"),
     CoupledSources: ("kalman_smoother", "kalman_filter", "em", "block_diagonal"),
     StaticDipoles: ("smc", "reversible_jump", "enumerate"),
+    DynamicDipoles: ("particle_smoother", "particle_filter"),
 }
 
 # The module that runs the methods of a model: `check_options` and `run` by the method's name.
@@ -23,6 +25,7 @@ _RUNNERS = {
     AutoregressiveSources: "source_inference",
     CoupledSources: "coupled_inference",
     StaticDipoles: "dipole_inference",
+    DynamicDipoles: "track_inference",
 }
 
 

@@ -219,13 +219,14 @@ def course_moments(model, problem, theta, analysis, z, signal_var, is_filter, ob
         shape = np.ones_like(z)
         return Course(gain * z, gain * shape, gain**2 * shape, np.ones(n_times))
     kernel = jax.tree.map(
-        lambda x: jnp.asarray(x, z.dtype), kernel_of(model.kernel, theta, step_of(problem))
+        lambda x: jnp.asarray(np.asarray(x, z.dtype)),
+        kernel_of(model.kernel, theta, step_of(problem)),
     )
     act = kalman.filter_moments if is_filter else kalman.smooth_moments
     moments = act(
         jnp.asarray(z),
         jnp.asarray(signal_var),
-        jnp.ones((), z.dtype),
+        jnp.ones((), jax.dtypes.canonicalize_dtype(z.dtype)),
         kernel,
         jnp.asarray(observed),
     )

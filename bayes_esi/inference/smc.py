@@ -32,6 +32,7 @@ from ..core.types import Array, Float, Int
 from .dipole_moves import MOVES
 from .dipole_population import draw_reference, move, refresh_proposal
 from .dipole_target import Dipoles, log_ratio
+from .resampling import systematic
 
 __all__ = ["Info", "State", "init", "run", "step"]
 
@@ -190,7 +191,7 @@ def _reweight(key, state, target, cess_target, ess_threshold):
     ess = jnp.exp(-jax.nn.logsumexp(2 * log_weights))
     is_low = (ess < ess_threshold * n_particles) | (temperature == 1)
     ancestors = jnp.where(
-        is_low, _systematic(key, log_weights), jnp.arange(n_particles, dtype=jnp.int32)
+        is_low, systematic(key, log_weights), jnp.arange(n_particles, dtype=jnp.int32)
     )
     state = state._replace(
         particles=jax.tree.map(lambda leaf: leaf[ancestors], state.particles),
@@ -199,16 +200,6 @@ def _reweight(key, state, target, cess_target, ess_threshold):
         log_evidence=state.log_evidence + increment,
     )
     return state, ess, increment
-
-
-def _systematic(key, log_weights):
-    """Ancestor of each particle by systematic resampling."""
-    n_particles = log_weights.shape[0]
-    cumulative = jnp.cumsum(jnp.exp(log_weights))
-    offset = jax.random.uniform(key, (), log_weights.dtype)
-    points = (jnp.arange(n_particles, dtype=offset.dtype) + offset) / n_particles * cumulative[-1]
-    ancestors = jnp.searchsorted(cumulative, points, side="right")
-    return jnp.minimum(ancestors, n_particles - 1).astype(jnp.int32)
 
 
 def _sweeps_wanted(acceptance, options):

@@ -4,8 +4,10 @@ import numpy as np
 
 from ..inference.coupled_inference import CoupledResult
 from ..inference.dipole_inference import Result
+from ..inference.track_inference import TrackResult
 from .dipoles import DipoleDraws, DipolePosterior
 from .sources import SourcePosterior
+from .tracks import TrackDraws, TrackPosterior
 
 __all__ = ["assemble"]
 
@@ -17,14 +19,16 @@ def assemble(model, problem, method, result):
     ----------
     model, problem
     method : str
-    result : Result, SourceResult or CoupledResult
+    result : Result, TrackResult, SourceResult or CoupledResult
 
     Returns
     -------
-    DipolePosterior or SourcePosterior
+    DipolePosterior, TrackPosterior or SourcePosterior
     """
     if isinstance(result, Result):
         return _dipoles(model, problem, method, result)
+    if isinstance(result, TrackResult):
+        return _tracks(model, problem, method, result)
     if isinstance(result, CoupledResult):
         return SourcePosterior(
             problem=problem,
@@ -77,3 +81,22 @@ def _dipoles(model, problem, method, result):
         **exact,
     )
     return DipolePosterior(problem, model, method, draws, result.status)
+
+
+def _tracks(model, problem, method, result):
+    parameters = np.asarray(result.parameters, np.float64)
+    scales, odds = np.exp(parameters[..., :-2]), np.exp(-parameters[..., -2:])
+    draws = TrackDraws(
+        places=result.places,
+        is_new=result.is_new,
+        moment_std=scales[..., 0] * problem.moment_unit,
+        noise_std=scales[..., 1:],
+        birth_prob=1 / (1 + odds[..., 0]),
+        death_prob=1 / (1 + odds[..., 1]),
+        log_likelihood=result.log_likelihood + problem.log_jacobian,
+        log_evidence=result.log_evidence + problem.log_jacobian,
+        trace=result.trace,
+        n_dipoles_pmf=result.n_dipoles_pmf,
+        intensity=result.intensity,
+    )
+    return TrackPosterior(problem, model, method, draws, result.status)

@@ -1,0 +1,398 @@
+"""Particle filter for dipoles that are born and die, with their moments integrated out.
+
+A particle is a set of dipoles, where each was born, and the Gaussian law of its moments given the
+past; from sample to sample (see `models.dynamic_dipoles` for the law):
+
+1. propose: deaths and steps from the prior, a birth from what the sample says (`birth_proposal`);
+2. weigh: w <- w p(y_t | dipoles, past) p(change) / q(change), moments by a Kalman filter;
+3. when the effective sample size falls below a share of n_particles, resample, and let some dipoles
+   of some particles move to other places, accepted by the exact likelihood of their whole life:
+   the filter is run again from the sample before the birth, so that a place chosen on the first
+   weak samples can be put right by the later ones.
+
+The sum of the weights before normalisation is an unbiased estimate of p(y_t | y_1..t-1).
+A dipole that has lived longer than `longest_life` samples is no longer moved. Walking dipoles
+do not need step 3's moves, their places renew themselves.
+
+Cost O(n_particles (n_slots d)^3 + n_surveyed n_sources d^2 n_slots d) a sample, whatever the number
+of channels; a move takes the samples of the longest life again. Time and memory are bounded.
+
+References: Sorrentino, Johansen, Aston, Nichols, Kendall 2013, doi:10.1214/12-AOAS611 (static
+places, resample-move); Gilks, Berzuini 2001, doi:10.1111/1467-9868.00280 (resample-move); Campi,
+Pascarella, Sorrentino, Piana 2008, doi:10.1088/0266-5611/24/2/025021 (moments integrated out).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.drive import progress_bar
+from ..core.struct import struct
+from ..core.types import Array, Bool, Float, Int
+from ..models import moment_filter
+from ..models.dynamic_dipoles import TrackPrior, log_transition
+from ..models.track_gram import TrackGram
+from ..models.track_likelihood import scales_of
+from .birth_proposal import prior_proposal, survey
+from .life_moves import move
+from .resampling import systematic
+
+__all__ = ["Info", "Options", "Particles", "State", "TrackTarget", "advance", "init", "run", "step"]
+
+
+@struct
+class FixedParameters:
+    """The law of parameters that are held at one value."""
+
+    values: Float[Array, " n_parameters"]
+
+    def log_density_of_parameters(self, parameters):
+        """Constant."""
+        return jnp.zeros(parameters.shape[:-1], parameters.dtype)
+
+    def sample_parameters(self, key, n_draws):
+        """The value, repeated."""
+        del key
+        return jnp.broadcast_to(self.values, (n_draws, *self.values.shape))
+
+
+@struct
+class TrackTarget:
+    """What the samplers of trajectories work on."""
+
+    gram: TrackGram
+    prior: TrackPrior
+    reference: TrackPrior | FixedParameters  # law of the first parameters
+    neighbours: Int[Array, "n_sources degree"]  # -1 where there is none
+
+    def fixed(self, parameters):
+        """Target whose first parameters are all these, as if they were known."""
+        law = FixedParameters(jnp.asarray(parameters))
+        return dataclasses.replace(self, reference=law)
+
+
+class Particles(NamedTuple):
+    """Hypotheses about the dipoles alive; a leading axis of particles where stacked."""
+
+    places: Int[Array, " n_slots"]  # -1: empty
+    is_new: Bool[Array, " n_slots"]
+    birth: Int[Array, " n_slots"]  # sample
+    mean: Float[Array, " n"]
+    cov: Float[Array, "n n"]
+    parameters: Float[Array, " n_parameters"]
+    life: Float[Array, " n_slots"]  # log density of all that happened since the birth
+    past_places: Int[Array, "n_past n_slots"]  # sample t in row t modulo n_past
+    past_new: Bool[Array, "n_past n_slots"]
+    start_mean: Float[Array, "n_slots n"]  # moments at the sample before each birth
+    start_cov: Float[Array, "n_slots n n"]
+
+
+class State(NamedTuple):
+    """Weighted particles after a sample."""
+
+    particles: Particles
+    log_weights: Float[Array, " n_particles"]  # normalised
+    time: Int[Array, ""]  # samples seen
+    log_evidence: Float[Array, ""]
+
+
+class Options(NamedTuple):
+    """Fixed choices, compiled in."""
+
+    ess_threshold: float = 0.5
+    n_surveyed: int = 8
+    n_moves: int = 1  # dipoles moved of each chosen particle after resampling
+    n_moved: int = 250  # particles chosen
+    longest_life: int = 100  # samples, of dipoles that are still moved
+    is_bootstrap: bool = False
+
+
+class Info(NamedTuple):
+    """What one sample tells: laws given all samples so far, before resampling."""
+
+    log_evidence_increment: Float[Array, ""]
+    ess: Float[Array, ""]
+    n_dipoles_pmf: Float[Array, " n_numbers"]
+    intensity: Float[Array, " n_sources"]
+    ancestors: Int[Array, " n_particles"]
+    acceptance: Float[Array, ""]  # of moves; NaN where none was made
+
+
+def init(key, target, n_particles, n_past):
+    """Start before any sample: no dipole, parameters from the reference law.
+
+    Returns
+    -------
+    State
+        Weighted by prior over reference.
+    """
+    prior, gram = target.prior, target.gram
+    dtype, n_slots = gram.field.dtype, prior.max_dipoles
+    parameters = target.reference.sample_parameters(key, n_particles)
+    density = jax.vmap(lambda law, p: law.log_density_of_parameters(p), in_axes=(None, 0))
+    log_weights = density(prior, parameters) - density(target.reference, parameters)
+    total = jax.nn.logsumexp(log_weights)
+    log_weights = log_weights - total
+    mean, cov = moment_filter.empty(n_slots, gram.n_orient, dtype)
+
+    def repeat(leaf):
+        return jnp.broadcast_to(leaf, (n_particles, *leaf.shape))
+
+    nobody = jnp.full((n_slots,), -1, jnp.int32)
+    particles = Particles(
+        places=repeat(nobody),
+        is_new=repeat(nobody >= 0),
+        birth=repeat(jnp.zeros_like(nobody)),
+        mean=repeat(mean),
+        cov=repeat(cov),
+        parameters=parameters,
+        life=repeat(jnp.zeros((n_slots,), dtype)),
+        past_places=repeat(jnp.full((n_past, n_slots), -1, jnp.int32)),
+        past_new=repeat(jnp.zeros((n_past, n_slots), bool)),
+        start_mean=repeat(jnp.zeros((n_slots, *mean.shape), dtype)),
+        start_cov=repeat(jnp.zeros((n_slots, *cov.shape), dtype)),
+    )
+    log_evidence = (total - jnp.log(n_particles)).astype(dtype)
+    return State(particles, log_weights, jnp.zeros((), jnp.int32), log_evidence)
+
+
+def advance(key, particle, target, proposal, projected, power, time):
+    """Take one particle over one sample.
+
+    Returns
+    -------
+    Particles, log_weight
+        Log of target over proposal.
+    """
+    prior, gram = target.prior, target.gram
+    n_slots = particle.places.shape[0]
+    parameters = particle.parameters
+    moment_std, weights = scales_of(parameters)
+    log_death, log_life = jax.nn.log_sigmoid(parameters[-1]), jax.nn.log_sigmoid(-parameters[-1])
+
+    key_events, key_walk = jax.random.split(key)
+    uniform = jax.random.uniform(key_events, (n_slots + 2,), particle.mean.dtype)
+    was_alive = particle.places >= 0
+    survives = was_alive & (uniform[:n_slots] >= jnp.exp(log_death))
+    walked = _walk(key_walk, jnp.where(was_alive, particle.places, 0), prior)
+    places = jnp.where(survives, walked, -1)
+    log_proposed = jnp.where(
+        survives,
+        log_life + prior.log_walk(jnp.where(was_alive, particle.places, 0), walked),
+        jnp.where(was_alive, log_death, 0.0),
+    ).sum()
+
+    has_room = ~jnp.all(was_alive)
+    is_born = has_room & (uniform[-2] < proposal.birth_prob)
+    place = jnp.searchsorted(proposal.cumulative, uniform[-1], side="right")
+    place = jnp.minimum(place, prior.n_sources - 1).astype(jnp.int32)
+    is_new = is_born & (jnp.arange(n_slots) == jnp.argmin(survives))
+    places = jnp.where(is_new, place, places)
+    log_birth = jnp.log(proposal.birth_prob) + proposal.log_place[place]
+    log_none = jnp.log1p(-proposal.birth_prob)
+    log_proposed += jnp.where(has_room, jnp.where(is_born, log_birth, log_none), 0.0)
+
+    log_prior = log_transition(prior, parameters, particle.places, places, is_new)
+    mean, cov = moment_filter.predict(
+        particle.mean, particle.cov, places >= 0, is_new, prior.persistence, moment_std
+    )
+    mean, cov, log_factor = moment_filter.update(
+        mean, cov, gram.matrix(places, weights), gram.projection(projected, places, weights)
+    )
+    row = time % particle.past_places.shape[0]
+    new = is_new[:, None]
+    particle = particle._replace(
+        places=places,
+        is_new=is_new,
+        birth=jnp.where(is_new, time, particle.birth),
+        mean=mean,
+        cov=cov,
+        life=jnp.where(is_new, 0.0, particle.life) + log_prior + log_factor,
+        past_places=particle.past_places.at[row].set(places),
+        past_new=particle.past_new.at[row].set(is_new),
+        start_mean=jnp.where(new, particle.mean, particle.start_mean),
+        start_cov=jnp.where(new[:, :, None], particle.cov, particle.start_cov),
+    )
+    log_noise = gram.log_noise(power, weights)
+    return particle, log_noise + log_factor + log_prior - log_proposed
+
+
+def step(key, state, target, projected, power, options):
+    """Take all particles over one sample.
+
+    Parameters
+    ----------
+    key : PRNG key
+    state : State
+    target : TrackTarget
+    projected : (n_rows, n_sources, n_groups, d)
+        Samples; sample t in row t modulo n_rows, the last `n_past` of them at least.
+    power : (n_groups,)
+        Of this sample.
+    options : Options
+
+    Returns
+    -------
+    State
+        Resampled and moved, if need be.
+    Info
+    Particles, log_weights
+        Before that.
+    """
+    prior, gram, time = target.prior, target.gram, state.time
+    n_particles = state.log_weights.shape[0]
+    now = projected[time % projected.shape[0]]
+    key_survey, key_advance, key_resample, key_move = jax.random.split(key, 4)
+    old = state.particles
+    if options.is_bootstrap:
+        proposal = prior_proposal(prior, old.parameters)
+    else:
+        seen = systematic(key_survey, state.log_weights, options.n_surveyed)
+        proposal = survey(
+            *(part[seen] for part in (old.places, old.mean, old.cov, old.parameters)),
+            prior,
+            gram,
+            now,
+        )
+    keys = jax.random.split(key_advance, n_particles)
+    particles, log_factor = jax.vmap(advance, in_axes=(0, 0, None, None, None, None, None))(
+        keys, old, target, proposal, now, power, time
+    )
+    log_weights = state.log_weights + log_factor
+    increment = jax.nn.logsumexp(log_weights)
+    log_weights = log_weights - increment
+    ess = jnp.exp(-jax.nn.logsumexp(2 * log_weights))
+    everyone = jnp.arange(n_particles, dtype=jnp.int32)
+
+    def renew():
+        ancestors = systematic(key_resample, log_weights)
+        chosen = jax.tree.map(lambda leaf: leaf[ancestors], particles)
+        acceptance = jnp.full((), jnp.nan, ess.dtype)
+        for i in range(options.n_moves):
+            chosen, acceptance = _move_some(
+                jax.random.fold_in(key_move, i), chosen, target, proposal, projected, time, options
+            )
+        return chosen, jnp.full_like(log_weights, -jnp.log(n_particles)), ancestors, acceptance
+
+    def keep():
+        return particles, log_weights, everyone, jnp.full((), jnp.nan, ess.dtype)
+
+    chosen, new_log_weights, ancestors, acceptance = jax.lax.cond(
+        ess < options.ess_threshold * n_particles, renew, keep
+    )
+    info = Info(
+        log_evidence_increment=increment,
+        ess=ess,
+        n_dipoles_pmf=_number_law(particles.places, log_weights),
+        intensity=_intensity(particles.places, log_weights, prior.n_sources),
+        ancestors=ancestors,
+        acceptance=acceptance,
+    )
+    state = State(chosen, new_log_weights, time + 1, state.log_evidence + increment)
+    return state, info, (particles, log_weights)
+
+
+def run(
+    key,
+    target,
+    n_particles,
+    options,
+    *,
+    n_past=None,
+    keep=None,
+    progress=False,
+    description="particle filter",
+):
+    """Filter all samples of the target.
+
+    Parameters
+    ----------
+    key : PRNG key
+    target : TrackTarget
+    n_particles : int
+    options : Options
+    n_past : int, optional
+        Samples that a particle remembers; by default all.
+    keep : callable, optional
+        Called after each sample with (time, particles, log_weights) before resampling.
+    progress : bool
+    description : str
+        Label of the progress bar.
+
+    Returns
+    -------
+    State
+    Info
+        Stacked over samples, NumPy.
+    """
+    gram = target.gram
+    n_times = gram.n_times
+    n_past = n_times + 1 if n_past is None else n_past
+    key_init, key_steps = jax.random.split(key)
+    state = init(key_init, target, n_particles, n_past)
+    told = []
+    with progress_bar(progress, description) as show:
+        for time in range(n_times):
+            state, info, weighted = _step(
+                jax.random.fold_in(key_steps, time),
+                state,
+                target,
+                gram.projected_data,
+                gram.data_power[time],
+                options,
+            )
+            told.append(jax.tree.map(np.asarray, info))
+            if keep is not None:
+                keep(time, *weighted)
+            show((time + 1) / n_times, ESS=f"{float(info.ess):.0f}")
+    return state, jax.tree.map(lambda *leaves: np.stack(leaves), *told)
+
+
+_step = jax.jit(step, static_argnames="options")
+
+
+def _move_some(key, particles, target, proposal, projected, time, options):
+    """Move dipoles of a random part of the particles; the whole is too dear."""
+    n_particles = particles.places.shape[0]
+    stride = max(1, n_particles // options.n_moved)
+    key_offset, key_move = jax.random.split(key)
+    chosen = (
+        jax.random.randint(key_offset, (), 0, stride) + jnp.arange(n_particles // stride) * stride
+    )
+    part = jax.tree.map(lambda leaf: leaf[chosen], particles)
+    keys = jax.random.split(key_move, chosen.shape[0])
+    part, is_accepted = jax.vmap(move, in_axes=(0, 0, *(None,) * 6))(
+        keys,
+        part,
+        target,
+        proposal.log_place,
+        proposal.cumulative,
+        projected,
+        time,
+        options.longest_life,
+    )
+    particles = jax.tree.map(lambda leaf, new: leaf.at[chosen].set(new), particles, part)
+    n_alive = jnp.sum(jnp.any(part.places >= 0, axis=1))
+    return particles, jnp.sum(is_accepted) / jnp.maximum(n_alive, 1).astype(part.mean.dtype)
+
+
+def _walk(key, places, prior):
+    """Step of each dipole from the law of its walk."""
+    if prior.neighbours is None:
+        return places
+    rank = jax.random.categorical(key, prior.log_step[places], axis=-1)
+    return jnp.take_along_axis(prior.neighbours[places], rank[:, None], axis=1)[:, 0]
+
+
+def _number_law(places, log_weights):
+    numbers = jnp.sum(places >= 0, axis=1)
+    possible = jnp.arange(places.shape[1] + 1)
+    return jnp.exp(log_weights) @ (numbers[:, None] == possible).astype(log_weights.dtype)
+
+
+def _intensity(places, log_weights, n_sources):
+    weights = jnp.where(places >= 0, jnp.exp(log_weights)[:, None], 0.0)
+    return jnp.zeros(n_sources, log_weights.dtype).at[places].add(weights)

@@ -1,0 +1,342 @@
+"""From a model of dynamic dipoles and a problem to trajectories: set-up, repeats, and the verdict.
+
+Unknown scales and probabilities: each particle of the filter carries a set of its own. A pilot
+filter with few particles finds where they matter; the particles of each run start from a law
+around that, weighted by prior over it, so that the evidence stays unbiased. The smoother holds one
+set fixed for each run, drawn from the posterior that its filter found, and lets reversible jump
+moves of its trajectories, which keep the joint law, renew it.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.checks import check_choice, check_count, check_fraction, check_positive
+from ..core.status import Status
+from ..models import track_likelihood
+from ..models.dynamic_dipoles import track_prior
+from ..models.orientation import orient
+from ..models.scale_prior import pin_scale
+from ..models.track_gram import build_track_gram, track_table_bytes
+from . import particle_filter, particle_smoother, pursuit
+from .options import fill_options
+from .resampling import systematic
+
+__all__ = ["OPTIONS", "TrackResult", "check_options", "prepare", "run"]
+
+
+def _check_proposal(name, value):
+    return check_choice(name, value, ("survey", "bootstrap"))
+
+
+def _check_amount(name, value):
+    return check_count(name, value, minimum=0)
+
+
+_SHARED = {"n_runs": (4, check_count), "memory_limit": (4 * 2**30, check_positive)}
+_PARTICLES = _SHARED | {
+    "n_particles": (1000, check_count),
+    "ess_threshold": (0.5, check_fraction),
+    "n_surveyed": (8, check_count),
+    "n_draws": (250, check_count),
+}
+OPTIONS = {
+    "particle_smoother": _PARTICLES | {"n_tries": (4, check_count)},
+    "particle_filter": _PARTICLES
+    | {
+        "n_moves": (1, _check_amount),
+        "n_moved": (250, check_count),
+        "longest_life": (100, check_count),
+        "proposal": ("survey", _check_proposal),
+    },
+}
+
+# Particles of the pilot filter, and how much wider than its posterior the law of the first
+# parameters is: importance weights are bounded if it is wider.
+_N_PILOT, _WIDER = 200, 1.5
+_LEAST_STD = 0.1
+# Runs agree if their laws of the number differ, on average over samples, by no more than this
+# share of probability, and if their evidences tell the same story within this many nats.
+_MAX_TOTAL_VARIATION = 0.2
+_MAX_EVIDENCE_STD = 3.0
+_MAX_TRUNCATED = 0.05
+_LEAST_ESS = 2.0
+
+
+class TrackResult(NamedTuple):
+    """Everything the runs returned, stacked; log densities in whitened units."""
+
+    places: np.ndarray  # (n_runs, n_draws, n_times, n_slots)
+    is_new: np.ndarray
+    parameters: np.ndarray  # (n_runs, n_draws, n_parameters)
+    log_likelihood: np.ndarray  # (n_runs, n_draws)
+    log_evidence: np.ndarray  # (n_runs,)
+    trace: dict  # of (n_runs, ...) arrays
+    n_dipoles_pmf: np.ndarray | None  # (n_times, n_numbers), of filters
+    intensity: np.ndarray | None  # (n_times, n_sources), of filters
+    status: Status
+
+
+def check_options(method, options):
+    """Fill in defaults and refuse what is unknown or out of range; see `options`."""
+    return fill_options(OPTIONS, method, options)
+
+
+def prepare(model, problem, memory_limit):
+    """Build what the samplers work on.
+
+    Parameters
+    ----------
+    model : DynamicDipoles
+    problem : Problem
+    memory_limit : float
+        Bytes that the table of Gram blocks may take; beyond it blocks are formed when needed.
+
+    Returns
+    -------
+    TrackTarget
+        Its reference is the prior.
+
+    Raises
+    ------
+    ValueError
+        If not even the lead field fits in the memory limit, or the model does not fit
+        the problem.
+    """
+    design = orient(problem, model.loose)
+    dtype = jax.dtypes.canonicalize_dtype(design.lead_field.dtype)
+    rank, n_sources, d = design.lead_field.shape
+    least = dtype.itemsize * n_sources * d * (rank + problem.n_groups * problem.n_times)
+    if memory_limit < least:
+        raise ValueError(
+            f"memory_limit is {memory_limit / 2**20:.3g} MiB, but the lead field and its products "
+            f"with the data alone take {least / 2**20:.3g} MiB; raise it to at least that."
+        )
+    table = track_table_bytes(n_sources, d, problem.n_groups, dtype.itemsize)
+    prior = track_prior(model, problem, design, dtype)
+    gram = build_track_gram(
+        design.lead_field,
+        problem.data,
+        problem.noise_group,
+        problem.n_groups,
+        tabulate=table <= memory_limit,
+    )
+    return particle_filter.TrackTarget(gram, prior, prior, jnp.asarray(problem.neighbours))
+
+
+def run(method, key, model, problem, options, *, progress=False, checkpoint=None):
+    """Run a method independently several times and judge the whole.
+
+    Parameters
+    ----------
+    method : str
+        A key of `OPTIONS`.
+    key : PRNG key
+    model : DynamicDipoles
+    problem : Problem
+    options : dict
+        Checked.
+    progress : bool
+    checkpoint : None
+        These methods have nothing to resume.
+
+    Returns
+    -------
+    TrackResult
+    """
+    if checkpoint is not None:
+        raise ValueError(f"checkpoint: {method} has nothing to resume; leave it out.")
+    target = prepare(model, problem, options["memory_limit"])
+    key_pilot, key_runs = jax.random.split(key)
+    if any(target.prior.is_unknown):
+        target = _pilot(key_pilot, target, problem, model.max_dipoles)
+    act = _smooth if method == "particle_smoother" else _filter
+    outcomes = [
+        act(
+            jax.random.fold_in(key_runs, i),
+            target,
+            options,
+            progress,
+            f"{method} run {i + 1}/{options['n_runs']}",
+        )
+        for i in range(options["n_runs"])
+    ]
+    draws, log_evidence, traces, laws = zip(*outcomes, strict=True)
+    log_evidence = np.array(log_evidence)
+    places, is_new, parameters = (np.stack(part) for part in zip(*draws, strict=True))
+    share = np.exp(log_evidence - np.logaddexp.reduce(log_evidence))
+    pmfs, intensities = (np.stack(part) for part in zip(*laws, strict=True))
+    pmf = np.tensordot(share, pmfs, 1)
+    is_filter = method == "particle_filter"
+    trace = {name: np.stack([t[name] for t in traces]) for name in traces[0]}
+    return TrackResult(
+        places=places,
+        is_new=is_new,
+        parameters=parameters,
+        log_likelihood=_log_likelihoods(target, parameters, places, is_new),
+        log_evidence=log_evidence,
+        trace=trace,
+        n_dipoles_pmf=pmf if is_filter else None,
+        intensity=np.tensordot(share, intensities, 1) if is_filter else None,
+        status=_verdict(pmfs, log_evidence, trace["ess"], target),
+    )
+
+
+def _filter(key, target, options, progress, description):
+    """One run of the filter: its laws at each sample, and the ancestral lines of its particles."""
+    key_run, key_draw = jax.random.split(key)
+    choices = particle_filter.Options(
+        ess_threshold=options["ess_threshold"],
+        n_surveyed=options["n_surveyed"],
+        n_moves=options["n_moves"],
+        n_moved=min(options["n_moved"], options["n_particles"]),
+        longest_life=options["longest_life"],
+        is_bootstrap=options["proposal"] == "bootstrap",
+    )
+    state, info = particle_filter.run(
+        key_run,
+        target,
+        options["n_particles"],
+        choices,
+        progress=progress,
+        description=description,
+    )
+    chosen = np.asarray(systematic(key_draw, state.log_weights, options["n_draws"]))
+    n_times = target.gram.n_times
+    lines = state.particles
+    draws = (
+        np.asarray(lines.past_places)[chosen, :n_times],
+        np.asarray(lines.past_new)[chosen, :n_times],
+        np.asarray(lines.parameters)[chosen],
+    )
+    laws = (info.n_dipoles_pmf, info.intensity)
+    return draws, float(state.log_evidence), _trace(info), laws
+
+
+def _smooth(key, target, options, progress, description):
+    """One run of the smoother, with one set of parameters drawn from a filter's posterior."""
+    key_filter, key_draw, key_run = jax.random.split(key, 3)
+    choices = particle_filter.Options(
+        ess_threshold=options["ess_threshold"], n_surveyed=options["n_surveyed"], n_moves=0
+    )
+    n_particles, n_draws = options["n_particles"], options["n_draws"]
+    log_evidence = None
+    if any(target.prior.is_unknown):
+        state, _ = particle_filter.run(
+            key_filter,
+            target,
+            n_particles,
+            choices,
+            n_past=1,
+            progress=progress,
+            description=f"{description}, parameters",
+        )
+        chosen = systematic(key_draw, state.log_weights, 1)[0]
+        parameters = state.particles.parameters[chosen]
+        log_evidence = float(state.log_evidence)
+    else:
+        parameters = target.prior.sample_parameters(key_draw, 1)[0]
+    places, is_new, state, info, renewal = particle_smoother.run(
+        key_run,
+        target,
+        parameters,
+        n_particles,
+        n_draws,
+        choices,
+        n_tries=options["n_tries"],
+        progress=progress,
+        description=description,
+    )
+    parameters = np.broadcast_to(np.asarray(parameters), (n_draws, len(parameters)))
+    trace = _trace(info) | {"renewal": np.append(renewal, np.nan)}
+    if log_evidence is None:
+        log_evidence = float(state.log_evidence)
+    laws = _laws(places, target.prior.max_dipoles)
+    return (places, is_new, parameters), log_evidence, trace, (laws, np.zeros(0))
+
+
+def _pilot(key, target, problem, max_dipoles):
+    """Narrow the law of the first parameters to where a small filter finds them."""
+    prior = target.prior
+    guess = pursuit.run(
+        np.moveaxis(np.asarray(target.gram.field), 2, 0),
+        problem.data,
+        problem.noise_group,
+        problem.n_groups,
+        max_dipoles,
+    )
+    moment, *noise = prior.scales
+    log_noise = np.log(np.maximum(guess.noise_std, 1e-12))
+    noise = [pin_scale(s, g, _LEAST_STD) for s, g in zip(noise, log_noise, strict=True)]
+    target = dataclasses.replace(
+        target, reference=dataclasses.replace(prior, scales=(moment, *noise))
+    )
+    choices = particle_filter.Options(n_moves=0)
+    for i in range(2):
+        state, _ = particle_filter.run(
+            jax.random.fold_in(key, i), target, _N_PILOT, choices, n_past=1
+        )
+        weights = np.exp(np.asarray(state.log_weights, np.float64))
+        values = np.asarray(state.particles.parameters, np.float64)
+        mean = weights @ values
+        std = np.sqrt(weights @ (values - mean) ** 2)
+        scales = tuple(
+            pin_scale(scale, mean[j], max(_WIDER * std[j], _LEAST_STD))
+            for j, scale in enumerate(prior.scales)
+        )
+        target = dataclasses.replace(target, reference=dataclasses.replace(prior, scales=scales))
+    return target
+
+
+def _trace(info):
+    """What a filter tells of itself: (n_times,) arrays."""
+    n_ancestors = np.empty(len(info.ess))
+    line = np.arange(info.ancestors.shape[1])
+    for t in range(len(n_ancestors) - 1, -1, -1):
+        line = info.ancestors[t][line]
+        n_ancestors[t] = len(np.unique(line))
+    return {
+        "ess": np.asarray(info.ess, np.float64),
+        "n_ancestors": n_ancestors,
+        "log_evidence_increment": np.asarray(info.log_evidence_increment, np.float64),
+        "acceptance": np.asarray(info.acceptance, np.float64),
+    }
+
+
+def _laws(places, max_dipoles):
+    """Share of trajectories with each number of dipoles, at each sample."""
+    numbers = np.sum(places >= 0, axis=2)
+    return np.stack([np.mean(numbers == k, axis=0) for k in range(max_dipoles + 1)], axis=1)
+
+
+@jax.jit
+def _log_likelihood(gram, prior, parameters, places, is_new):
+    return jax.lax.map(
+        lambda draw: track_likelihood.log_likelihood(gram, prior, *draw),
+        (parameters, places, is_new),
+        batch_size=64,
+    )
+
+
+def _log_likelihoods(target, parameters, places, is_new):
+    shape = places.shape[:2]
+    flat = [part.reshape(-1, *part.shape[2:]) for part in (parameters, places, is_new)]
+    values = _log_likelihood(target.gram, target.prior, *flat)
+    return np.asarray(values, np.float64).reshape(shape)
+
+
+def _verdict(pmfs, log_evidence, ess, target):
+    if not np.all(np.isfinite(log_evidence)):
+        return Status.NOT_FINITE
+    if np.mean(ess.min(axis=1) < _LEAST_ESS) > 0.5:
+        return Status.PARTICLES_COLLAPSED
+    pooled = pmfs.mean(axis=0)
+    distance = 0.5 * np.abs(pmfs - pooled).sum(axis=2).mean(axis=1).max()
+    spread = np.std(log_evidence, ddof=1) if len(log_evidence) > 1 else 0.0
+    if distance > _MAX_TOTAL_VARIATION or spread > _MAX_EVIDENCE_STD:
+        return Status.RUNS_DISAGREE
+    is_truncated = target.prior.max_dipoles > 1 and pooled[:, -1].max() > _MAX_TRUNCATED
+    return Status.TOO_MANY_DIPOLES if is_truncated else Status.OK
