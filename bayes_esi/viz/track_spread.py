@@ -7,10 +7,11 @@ do see.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..models import track_likelihood
-from ..models.dynamic_dipoles import track_prior
+from ..models.dynamic_dipoles import TrackPrior
 from ..models.track_gram import build_track_gram
 
 __all__ = ["moment_along", "track_field_law"]
@@ -139,11 +140,19 @@ def _smoothed(posterior, draws):
         tabulate=False,
     )
     dtype = gram.field.dtype
-    prior = track_prior(model, problem, design, dtype)
+    # Places, births, deaths and scales are given: all else that is believed of moments is how
+    # they persist.
+    prior = TrackPrior(
+        log_place=jnp.zeros(1, dtype),
+        neighbours=None,
+        log_step=None,
+        persistence=jnp.asarray(model.moment_persistence, dtype),
+        scales=(),
+        probabilities=(),
+    )
     number = np.full(problem.n_sources, -1, np.int32)
     number[visited] = np.arange(len(visited))
     for draw, places in zip(draws, trajectories, strict=True):
-        # Births and deaths are given: their probabilities say nothing more of the moments.
         moment_std = _flat(posterior.draws.moment_std, draw) / problem.moment_unit
         noise_std = _flat(posterior.draws.noise_std, draw)
         parameters = np.concatenate([[np.log(moment_std)], np.log(noise_std), [0.0, 0.0]])

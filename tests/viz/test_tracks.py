@@ -547,6 +547,12 @@ def test_trace_draws_every_run_over_time(posterior):
     ]
     with pytest.raises(ValueError, match="three"):
         viz.plot_trace(posterior, axes=axes[:1])
+    # Of a smoother, how often it left the filter's lines says more than how many those are.
+    renewal = np.full((2, 100), 0.6)
+    renewing = with_draws(posterior, trace=posterior.draws.trace | {"renewal": renewal})
+    ax = viz.plot_trace(renewing)[1]
+    assert ax.get_ylabel() == "share of pasts drawn afresh"
+    np.testing.assert_array_equal([line.get_ydata() for line in ax.lines], renewal)
 
 
 def test_trace_of_a_method_without_particles_is_its_chains(posterior):
