@@ -16,6 +16,18 @@ MODELS = {
         "particles",
         "runs",
     ),
+    "dynamic-dipoles": (
+        "birth_prob",
+        "death_prob",
+        "max_dipoles",
+        "moment_std",
+        "moment_persistence",
+        "motion",
+        "noise_std",
+        "loose",
+        "particles",
+        "runs",
+    ),
     "gaussian": (*_SOURCES, "regularisation"),
     "autoregressive": (*_SOURCES, "coefficient", "kernel", "time_scale"),
 }
@@ -59,7 +71,7 @@ def model_of(options):
     ValueError
         If an option does not belong to it, or has a value that it refuses.
     """
-    from . import AutoregressiveSources, GaussianSources, StaticDipoles
+    from . import AutoregressiveSources, DynamicDipoles, GaussianSources, StaticDipoles
 
     own = MODELS[options.model]
     for name in dict.fromkeys(name for names in MODELS.values() for name in names):
@@ -80,8 +92,8 @@ def model_of(options):
         if not 0 < snr < float("inf"):
             raise ValueError(f"--snr must be positive and finite, got {snr:g}.")
         given["lambda2"] = snr**-2
-    kinds = dict(zip(MODELS, (StaticDipoles, GaussianSources, AutoregressiveSources), strict=True))
-    return kinds[options.model](**given)
+    kinds = (StaticDipoles, DynamicDipoles, GaussianSources, AutoregressiveSources)
+    return dict(zip(MODELS, kinds, strict=True))[options.model](**given)
 
 
 def method_options(options):
@@ -97,6 +109,11 @@ def _flag(name):
 def number(text):
     """Read a number, or the word that leaves it unknown."""
     return text if text == "infer" else float(text)
+
+
+def motion(text):
+    """Read a step in m, or the word that keeps dipoles in place."""
+    return text if text == "static" else float(text)
 
 
 def _add_demo(demo):
@@ -126,10 +143,26 @@ def _add_localize(localize):
     )
     _add_window(localize, tmin=None, tmax=None)
 
-    dipoles = localize.add_argument_group("dipoles")
-    dipoles.add_argument("--n-dipoles", type=float, help="Poisson rate (default 0.25)")
-    dipoles.add_argument("--max-dipoles", type=int, help="default 10")
+    dipoles = localize.add_argument_group("dipoles (static-dipoles, dynamic-dipoles)")
+    dipoles.add_argument("--n-dipoles", type=float, help="Poisson rate; static (default 0.25)")
+    dipoles.add_argument("--max-dipoles", type=int, help="at a time (default 10, of dynamic 5)")
     dipoles.add_argument("--moment-std", type=number, help="A·m; default: inferred")
+    dipoles.add_argument(
+        "--birth-prob", type=float, help="that one is born at a sample; dynamic (default 0.01)"
+    )
+    dipoles.add_argument(
+        "--death-prob",
+        type=float,
+        help="that one alive dies by the next sample; dynamic (default 1/30)",
+    )
+    dipoles.add_argument(
+        "--moment-persistence",
+        type=float,
+        help="correlation of a moment with itself a sample later; dynamic (default 0.9)",
+    )
+    dipoles.add_argument(
+        "--motion", type=motion, help="'static' (default), or the step of a walk, m; dynamic"
+    )
     _add_sampling(dipoles)
 
     sources = localize.add_argument_group("distributed sources (gaussian, autoregressive)")
@@ -193,7 +226,7 @@ def _add_window(parser, *, tmin, tmax):
 
 
 def _add_sampling(parser):
-    parser.add_argument("--particles", type=int, help="particles of each run")
+    parser.add_argument("--particles", "--n-particles", type=int, help="particles of each run")
     parser.add_argument("--runs", type=int, help="independent runs")
 
 

@@ -10,7 +10,7 @@ import bayes_esi as be
 from bayes_esi.cli import main
 from bayes_esi.posterior.sources import KINDS
 from bayes_esi.report import folder
-from bayes_esi.report.folder import BRAIN_FIGURES, DIPOLE_FIGURES
+from bayes_esi.report.folder import BRAIN_FIGURES, DIPOLE_FIGURES, TRACK_FIGURES
 
 FILES = {
     "posterior.nc",
@@ -159,6 +159,7 @@ def test_info_lists_models(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     assert "StaticDipoles: smc, reversible_jump, enumerate" in printed and "jax" in printed
+    assert "DynamicDipoles: particle_smoother" in printed
 
 
 def test_localize_distributed_sources(tiny_files, tmp_path, capsys):
@@ -238,3 +239,80 @@ def test_options_of_another_model_and_bad_ones_are_refused(
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1 and error.startswith("bayes-esi: ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["particle_smoother", "particle_filter"])
+def test_localize_dipoles_that_come_and_go(tiny_files, tmp_path, capsys, method):
+    options = "--max-dipoles 2 --noise-std 1 --moment-std 3e-8 --particles 300 --runs 2"
+    model = ("dynamic-dipoles", "--method", method)
+    code = localize_sources(tiny_files, tmp_path, *model, *options.split())
+    printed = capsys.readouterr()
+    found = be.load(tmp_path / "posterior.nc")
+    assert code == 0 and found.status is be.Status.OK
+    names = {f"{kind}.png" for kind in TRACK_FIGURES}
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == names | {"posterior.nc", "tracks.csv", "summary.txt"}
+    assert f"{method}, 2 independent runs" in printed.out and "births expected" in printed.out
+    with open(tmp_path / "tracks.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(found.tracks()) >= 1
+    # One source is in the data for all 15 samples, and peaks in their middle.
+    assert float(rows[0]["probability"]) > 0.9
+    assert abs(float(rows[0]["peak_time_s"]) - 0.035) < 0.02
+
+
+def test_options_reach_dynamic_dipoles(tiny_files, tmp_path, capsys, monkeypatch):
+    kept = []
+
+    def keep(model, problem, **options):  # the inference itself is tested above
+        kept.append((model, options))
+        raise ValueError("enough seen")
+
+    monkeypatch.setattr(be, "infer", keep)
+    options = (
+        "--birth-prob 0.02 --death-prob 0.05 --max-dipoles 3 --moment-std 2e-8 --noise-std infer "
+        "--moment-persistence 0.8 --motion 0.007 --loose 0.5 --method particle_filter "
+        "--n-particles 50 --runs 3"
+    )
+    localize_sources(tiny_files, tmp_path / "out", "dynamic-dipoles", *options.split())
+    localize_sources(tiny_files, tmp_path / "out", "dynamic-dipoles", "--motion", "static")
+    assert capsys.readouterr().err == "bayes-esi: enough seen\n" * 2
+    (model, given), (default, nothing) = kept
+    assert isinstance(model, be.DynamicDipoles)
+    assert (model.birth_prob, model.death_prob, model.max_dipoles) == (0.02, 0.05, 3)
+    assert (model.moment_std, model.noise_std, model.loose) == (2e-8, None, 0.5)
+    assert (model.moment_persistence, model.motion) == (0.8, 0.007)
+    assert given["method"] == "particle_filter"
+    assert (given["n_particles"], given["n_runs"]) == (50, 3)
+    assert (default.birth_prob, default.motion, default.max_dipoles) == (0.01, "static", 5)
+    assert nothing["method"] is None and "n_particles" not in nothing
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "named"),
+    [
+        ("dynamic-dipoles", ("--birth-prob", "2"), "birth_prob must lie between 0 and 1"),
+        ("dynamic-dipoles", ("--death-prob", "0"), "death_prob must be positive"),
+        ("dynamic-dipoles", ("--moment-persistence", "1"), "moment_persistence must lie in [0, 1)"),
+        ("dynamic-dipoles", ("--motion", "-0.01"), "motion must be positive"),
+        ("dynamic-dipoles", ("--max-dipoles", "0"), "max_dipoles"),
+        ("dynamic-dipoles", ("--max-dipoles", "30"), "only 30 sources can hold a dipole"),
+        ("dynamic-dipoles", ("--method", "smc"), "particle_smoother"),
+        ("dynamic-dipoles", ("--n-dipoles", "1"), "--n-dipoles does not belong to --model dynamic"),
+        ("static-dipoles", ("--birth-prob", "0.1"), "--birth-prob does not belong"),
+        ("gaussian", ("--motion", "0.01"), "--motion does not belong to --model gaussian"),
+    ],
+)
+def test_dynamic_dipoles_refuse_bad_options(tiny_files, tmp_path, capsys, model, options, named):
+    assert localize_sources(tiny_files, tmp_path / "out", model, *options) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.count("\n") == 1 and error.startswith("bayes-esi: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_step_that_is_no_number_is_one_line(tiny_files, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        localize_sources(tiny_files, tmp_path / "out", "dynamic-dipoles", "--motion", "far")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "--motion" in error and error.count("\n") == 1

@@ -6,11 +6,21 @@ import tempfile
 from pathlib import Path
 
 from ..posterior.dipoles import DipolePosterior
+from ..posterior.tracks import TrackPosterior
 from .text import describe
 
-__all__ = ["BRAIN_FIGURES", "DIPOLE_FIGURES", "figures_of", "write_folder"]
+__all__ = ["BRAIN_FIGURES", "DIPOLE_FIGURES", "TRACK_FIGURES", "figures_of", "write_folder"]
 
 DIPOLE_FIGURES = ("overview", "n_dipoles", "intensity", "moments", "predictive", "trace")
+TRACK_FIGURES = (
+    "overview",
+    "raster",
+    "n_dipoles",
+    "intensity",
+    "moments",
+    "predictive",
+    "trace",
+)
 # Of sources on the cortex of the average head, too.
 BRAIN_FIGURES = ("cortex", "glass_brain")
 
@@ -20,7 +30,7 @@ def write_folder(posterior, path, heading=""):
 
     Parameters
     ----------
-    posterior : DipolePosterior or SourcePosterior
+    posterior : DipolePosterior, TrackPosterior or SourcePosterior
     path : path-like
         Created if need be. Files of the same names are replaced, once all new ones exist.
     heading : str
@@ -29,8 +39,8 @@ def write_folder(posterior, path, heading=""):
     Returns
     -------
     list of pathlib.Path
-        The files: ``posterior.nc``, ``dipoles.csv`` or ``sources.csv``, ``summary.txt`` and a
-        PNG for each figure.
+        The files: ``posterior.nc``, ``dipoles.csv``, ``tracks.csv`` or ``sources.csv``,
+        ``summary.txt`` and a PNG for each figure.
 
     Raises
     ------
@@ -47,8 +57,7 @@ def write_folder(posterior, path, heading=""):
         raise ValueError(f"folder {path} cannot be written: {error.strerror}.") from error
     try:
         posterior.save(part / "posterior.nc")
-        table = "dipoles.csv" if isinstance(posterior, DipolePosterior) else "sources.csv"
-        posterior.summary().to_csv(part / table, float_format="%.6g")
+        posterior.summary().to_csv(part / f"{_parts_of(posterior)}.csv", float_format="%.6g")
         (part / "summary.txt").write_text(heading + describe(posterior), encoding="utf-8")
         for kind in figures_of(posterior):
             drawn = posterior.plot(kind)
@@ -67,9 +76,17 @@ def write_folder(posterior, path, heading=""):
 def figures_of(posterior):
     """Kinds of figures that make sense for a posterior."""
     problem = posterior.problem
-    figures = DIPOLE_FIGURES if isinstance(posterior, DipolePosterior) else posterior.kinds
+    own = {"dipoles": DIPOLE_FIGURES, "tracks": TRACK_FIGURES}
+    figures = own.get(_parts_of(posterior)) or posterior.kinds
     is_average = problem.subject == "fsaverage" and set(problem.block_kinds) == {"lh", "rh"}
     return figures + (BRAIN_FIGURES if is_average else ())
+
+
+def _parts_of(posterior):
+    """What the rows of its summary are."""
+    if isinstance(posterior, DipolePosterior):
+        return "dipoles"
+    return "tracks" if isinstance(posterior, TrackPosterior) else "sources"
 
 
 def _figure_of(drawn):

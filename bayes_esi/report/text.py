@@ -1,9 +1,14 @@
 """A result in words: what was found, how sure, and what to doubt."""
 
+import numpy as np
+
 from ..posterior.dipoles import DipolePosterior
-from . import dipole_text, source_text
+from ..posterior.tracks import TrackPosterior
+from . import dipole_text, source_text, track_text
 
 __all__ = ["describe"]
+
+_WORDS = {DipolePosterior: dipole_text, TrackPosterior: track_text}
 
 
 def describe(posterior):
@@ -11,13 +16,13 @@ def describe(posterior):
 
     Parameters
     ----------
-    posterior : DipolePosterior or SourcePosterior
+    posterior : DipolePosterior, TrackPosterior or SourcePosterior
 
     Returns
     -------
     str
     """
-    own = dipole_text if isinstance(posterior, DipolePosterior) else source_text
+    own = _WORDS.get(type(posterior), source_text)
     problem, status = posterior.problem, posterior.status
     kinds = ", ".join(
         f"{problem.ch_types.count(kind)} {kind}" for kind in dict.fromkeys(problem.ch_types)
@@ -29,7 +34,7 @@ def describe(posterior):
         f"{problem.n_sources} places",
         f"Method    {own.method(posterior)}",
         f"Status    {status.name}: {status.cause}",
-        f"Evidence  {posterior.log_evidence:.2f} ± {posterior.log_evidence_std:.2f} nats",
+        f"Evidence  {_evidence(posterior)}",
         *own.facts(posterior),
         "",
         *own.table(posterior),
@@ -41,3 +46,9 @@ def describe(posterior):
     lines += own.doubts(posterior)
     lines.append("Not a medical device: for research only.")
     return "\n".join(lines) + "\n"
+
+
+def _evidence(posterior):
+    if not np.isfinite(posterior.log_evidence):
+        return f"none: {posterior.method} does not compute it"
+    return f"{posterior.log_evidence:.2f} ± {posterior.log_evidence_std:.2f} nats"

@@ -7,10 +7,11 @@ do see.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..models import track_likelihood
-from ..models.dynamic_dipoles import track_prior
+from ..models.dynamic_dipoles import TrackPrior
 from ..models.track_gram import build_track_gram
 
 __all__ = ["moment_along", "track_field_law"]
@@ -18,6 +19,7 @@ __all__ = ["moment_along", "track_field_law"]
 # Draws that a figure averages: the standard error of a mean over 100 draws is a tenth of the
 # posterior standard deviation, the width of a line.
 _N_DRAWS = 100
+_FEW_PLACES = 16
 
 _smooth = jax.jit(track_likelihood.smoothed_moments)
 
@@ -128,7 +130,7 @@ def _smoothed(posterior, draws):
     visited = np.unique(np.concatenate([t[t >= 0] for t in trajectories] or [[0]]))
     visited = visited if visited.size else np.zeros(1, int)
     # Powers of two, so that posteriors with about as many places share one compiled kernel.
-    n_padded = 1 << int(np.ceil(np.log2(len(visited))))
+    n_padded = max(1 << int(np.ceil(np.log2(len(visited)))), _FEW_PLACES)
     padded = np.concatenate([visited, np.full(n_padded - len(visited), visited[0])])
     gram = build_track_gram(
         design.lead_field[:, padded],
@@ -138,11 +140,19 @@ def _smoothed(posterior, draws):
         tabulate=False,
     )
     dtype = gram.field.dtype
-    prior = track_prior(model, problem, design, dtype)
+    # Places, births, deaths and scales are given: all else that is believed of moments is how
+    # they persist.
+    prior = TrackPrior(
+        log_place=jnp.zeros(1, dtype),
+        neighbours=None,
+        log_step=None,
+        persistence=jnp.asarray(model.moment_persistence, dtype),
+        scales=(),
+        probabilities=(),
+    )
     number = np.full(problem.n_sources, -1, np.int32)
     number[visited] = np.arange(len(visited))
     for draw, places in zip(draws, trajectories, strict=True):
-        # Births and deaths are given: their probabilities say nothing more of the moments.
         moment_std = _flat(posterior.draws.moment_std, draw) / problem.moment_unit
         noise_std = _flat(posterior.draws.noise_std, draw)
         parameters = np.concatenate([[np.log(moment_std)], np.log(noise_std), [0.0, 0.0]])

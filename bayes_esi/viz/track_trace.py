@@ -9,9 +9,11 @@ from .common import COLOURS, take_axes, write_note
 
 __all__ = ["plot_trace"]
 
-# Of particle methods: name in the trace, and what it is.
-_SERIES = {
+# Of particle methods: names in the trace, of which the first that is there is drawn.
+_SERIES = (("ess",), ("renewal", "n_ancestors"), ("log_evidence_increment",))
+_LABELS = {
     "ess": "effective sample size (particles)",
+    "renewal": "share of pasts drawn afresh",
     "n_ancestors": "distinct ancestors",
     "log_evidence_increment": "log evidence increment (nats)",
 }
@@ -28,25 +30,30 @@ def plot_trace(posterior, *, axes=None):
     Returns
     -------
     (3,) array of Axes
-        Of particle methods over time in ms: effective sample size, number of distinct ancestors
-        that the final particles have at a sample, log evidence that a sample adds. Where there
-        are few ancestors the draws are copies of few trajectories. Of other methods over draws:
-        log likelihood, number of tracks, scale of the moments.
+        Of particle methods over time in ms: effective sample size; how many trajectories there
+        are; log evidence that a sample adds. A filter's draws are the lines of its final particles:
+        where these have few distinct ancestors, the draws are copies of few trajectories. A
+        smoother draws the past of a trajectory afresh, the more often the better. Of other
+        methods over draws: log likelihood, number of tracks, scale of the moments.
     """
     axes = take_axes(axes, 3, 3, (3.9, 3.2), "one for each quantity")
     trace = {name: np.asarray(value, float) for name, value in posterior.draws.trace.items()}
-    if not any(_is_series(trace.get(name), posterior) for name in _SERIES):
+    series = [[n for n in names if _is_series(trace.get(n), posterior)] for names in _SERIES]
+    if not any(series):
         _draw_chains(axes, posterior)
         return axes
     times = 1e3 * posterior.problem.times
-    for ax, (name, label) in zip(axes, _SERIES.items(), strict=True):
-        ax.set(xlabel="time (ms)", ylabel=label)
-        if not _is_series(trace.get(name), posterior):
+    for ax, found, names in zip(axes, series, _SERIES, strict=True):
+        name = (found or names)[0]
+        ax.set(xlabel="time (ms)", ylabel=_LABELS[name])
+        if not found:
             write_note(ax, f"{posterior.method} does not trace this")
             continue
         _draw_runs(ax, times, trace[name])
         if name == "ess":
             ax.set_ylim(bottom=0)
+        elif name == "renewal":
+            ax.set_ylim(-0.03, 1.03)
         elif name == "n_ancestors":
             ax.set_yscale("log")
             ax.set_ylim(bottom=0.8)

@@ -90,9 +90,9 @@ def make_problem(lives, n_times=100, n_orient=3):
 
 
 def make_posterior(
-    lives, *, n_runs=2, n_draws=60, n_times=100, n_orient=3, max_dipoles=4, method=None
+    lives, *, n_runs=2, n_draws=60, n_times=100, n_orient=3, max_dipoles=4, blur=0.3
 ):
-    """Draws around some lives: times normal, places the given one or (three in ten) a neighbour."""
+    """Draws around some lives: times normal, places the given one or (a share) a neighbour."""
     rng = np.random.default_rng(1)
     problem = make_problem(lives, n_times, n_orient)
     places = np.full((n_runs, n_draws, n_times, max_dipoles), -1)
@@ -105,7 +105,7 @@ def make_posterior(
             birth = int(np.clip(birth, 0, n_times - 1))
             death = int(np.clip(death, birth + 1, n_times))
             near = problem.neighbours[life.place]
-            place = rng.choice(near[near >= 0]) if rng.random() < 0.3 else life.place
+            place = rng.choice(near[near >= 0]) if rng.random() < blur else life.place
             own = places[run, draw, birth:death]
             slot = np.flatnonzero(np.all(own < 0, axis=0))[0]
             own[:, slot] = place
@@ -120,29 +120,21 @@ def make_posterior(
         birth_prob=np.full(shape, 0.01),
         death_prob=np.full(shape, 1 / 30),
         log_likelihood=3 * rng.standard_normal(shape) - 1234,
-        log_evidence=-1300 + 0.5 * rng.standard_normal(n_runs),
+        log_evidence=np.full(n_runs, -1300.0),
         trace={
             "ess": 500 + 100 * rng.random(series),
             "n_ancestors": np.rint(np.exp(np.linspace(1, 6, n_times)) * np.ones(series)),
             "log_evidence_increment": rng.standard_normal(series) - 12,
         },
     )
-    method = "particle_smoother" if method is None else method
-    return TrackPosterior(
-        problem, DynamicDipoles(max_dipoles=max_dipoles), method, draws, be.Status.OK
-    )
+    model = DynamicDipoles(max_dipoles=max_dipoles)
+    return TrackPosterior(problem, model, "particle_smoother", draws, be.Status.OK)
 
 
 @pytest.fixture(scope="module")
 def posterior():
     """Three dipoles, two of which overlap in time; the third is rare."""
     return make_posterior(THREE)
-
-
-@pytest.fixture(scope="module")
-def single():
-    """One dipole that certainly exists, from a single run."""
-    return make_posterior(ONE, n_runs=1)
 
 
 @pytest.fixture(autouse=True)
@@ -180,11 +172,27 @@ def filtered(posterior):
     )
 
 
-def lives_of(posterior):
-    """First sample and first sample without it of the only dipole of each draw."""
-    alive = np.any(posterior.draws.places >= 0, axis=3).reshape(-1, posterior.problem.n_times)
+def alive_of(posterior, track):
+    """Whether a dipole lives in each pooled draw at each sample: found by its place.
+
+    The three live at places that no other of them can take.
+    """
+    near = np.linalg.norm(posterior.problem.source_pos - track.pos, axis=1) < 0.032
+    places = posterior.draws.places
+    alive = np.any(near[places] & (places >= 0), axis=3)
+    return alive.reshape(-1, posterior.problem.n_times)
+
+
+def life_of(posterior, track):
+    """95 % intervals and medians of the edges of a life, in ms: (3,) of birth and of death."""
+    alive = alive_of(posterior, track)
+    alive = alive[alive.any(axis=1)]
     births = np.argmax(alive, axis=1)
-    return births, births + alive.sum(axis=1)
+    levels = (0.025, 0.5, 0.975)
+    return tuple(
+        edge(posterior, np.quantile(x, levels, method="inverted_cdf"))
+        for x in (births, births + alive.sum(axis=1))
+    )
 
 
 def edge(posterior, sample):
@@ -195,21 +203,22 @@ def edge(posterior, sample):
 # ---------------------------------------------------------------- raster
 
 
-def test_bars_reach_from_median_birth_to_median_death_with_95_percent_whiskers(single):
+def test_bars_reach_from_median_birth_to_median_death_with_95_percent_whiskers(posterior):
     _, given = plt.subplots()
-    ax = viz.plot_raster(single, ax=given)
+    ax = viz.plot_raster(posterior, ax=given)
     assert ax is given
-    levels = (0.025, 0.5, 0.975)
-    births, deaths = (
-        edge(single, np.quantile(x, levels, method="inverted_cdf")) for x in lives_of(single)
-    )
-    frame, *whiskers = ax.lines
-    x = frame.get_xdata()
-    assert (min(x), max(x)) == pytest.approx((births[1], deaths[1]))
-    assert x[0] == x[-1] and frame.get_ydata()[0] == frame.get_ydata()[-1]  # closed
-    assert frame.get_linestyle() == "-"
-    spans = [line.get_xdata() for line in whiskers if line.get_marker() == "None"]
-    np.testing.assert_allclose(spans, [births[[0, 2]], deaths[[0, 2]]])
+    frames = [line for line in ax.lines if len(line.get_xdata()) > 2]
+    whiskers = [x for x in ax.lines if x.get_marker() == "None" and len(x.get_xdata()) == 2]
+    assert len(frames) == 3
+    for row, (frame, track) in enumerate(zip(frames, posterior.tracks(), strict=True)):
+        births, deaths = life_of(posterior, track)
+        x, y = frame.get_data()
+        assert (min(x), max(x)) == pytest.approx((births[1], deaths[1]))
+        assert (min(y) + max(y)) / 2 == pytest.approx(row)
+        spans = [line.get_xdata() for line in whiskers[2 * row : 2 * row + 2]]
+        np.testing.assert_allclose(spans, [births[[0, 2]], deaths[[0, 2]]])
+    x, y = frames[0].get_data()
+    assert (x[0], y[0]) == (x[-1], y[-1])  # closed
     assert ax.get_xlabel() == "time (ms)"
 
 
@@ -217,14 +226,9 @@ def test_bars_are_as_opaque_as_the_track_is_probable_and_alive(posterior):
     ax = viz.plot_raster(posterior)
     bars = meshes(ax)
     assert len(bars) == len(posterior.tracks()) == 3
-    places = posterior.draws.places
-    weights = np.repeat(posterior.run_weights / places.shape[1], places.shape[1])
     for bar, track in zip(bars, posterior.tracks(), strict=True):
         shown = bar.get_array().ravel()
-        # The three live at places that no other can take: count those near its own.
-        near = np.linalg.norm(posterior.problem.source_pos - track.pos, axis=1) < 0.032
-        alive = np.any(near[places] & (places >= 0), axis=3).reshape(-1, len(shown))
-        np.testing.assert_allclose(shown, weights @ alive, atol=1e-12)
+        np.testing.assert_allclose(shown, alive_of(posterior, track).mean(axis=0), atol=1e-12)
         assert bar.norm.vmin == 0 and bar.norm.vmax == 1
         fade = bar.get_cmap()([0.0, 0.5, 1.0])[:, 3]
         assert fade[0] == 0 and fade[1] == pytest.approx(fade[2] / 2, rel=0.01)
@@ -417,7 +421,7 @@ def dense_law(posterior, draw=0):
 def one_draw():
     """A single draw of two lives that overlap in time: its law is Gaussian, and dense algebra."""
     lives = (Life(5, 4, 14, 0), Life(50, 9, 20, 0, 1.0, 3e-8, (0, 1, 0.3)))
-    return make_posterior(lives, n_runs=1, n_draws=1, n_times=20)
+    return make_posterior(lives, n_runs=1, n_draws=1, n_times=20, blur=0.0)
 
 
 def test_moments_and_bands_are_those_of_dense_algebra(one_draw):
@@ -498,17 +502,18 @@ def test_moments_fade_where_the_track_is_hardly_alive(posterior):
         np.testing.assert_allclose(line.get_colors()[:, 3].max(), shown.max())
 
 
-def test_moments_mark_birth_and_death(single):
-    (ax,) = viz.plot_moments(single)
-    births, deaths = (
-        edge(single, np.quantile(x, (0.025, 0.5, 0.975), method="inverted_cdf"))
-        for x in lives_of(single)
-    )
-    born, died = ([x for x in ax.lines if x.get_marker() == m] for m in "^v")
-    assert born[0].get_xdata()[0] == pytest.approx(births[1])
-    assert died[0].get_xdata()[0] == pytest.approx(deaths[1])
-    bars = [x.get_xdata() for x in ax.lines if x.get_linewidth() == 2]
-    np.testing.assert_allclose(bars, [births[[0, 2]], deaths[[0, 2]]])
+def test_moments_mark_birth_and_death(posterior):
+    axes = viz.plot_moments(posterior)
+    for ax, track in zip(axes, posterior.tracks(), strict=True):
+        births, deaths = life_of(posterior, track)
+        born, died = ([x for x in ax.lines if x.get_marker() == m] for m in "^v")
+        assert born[0].get_xdata()[0] == pytest.approx(births[1])
+        if track.death_pmf[-1] < 0.5:
+            assert died[0].get_xdata()[0] == pytest.approx(deaths[1])
+        else:
+            assert not died
+        bars = [x.get_xdata() for x in ax.lines if x.get_linewidth() == 2]
+        np.testing.assert_allclose(bars, [births[[0, 2]], deaths[[0, 2]]])
 
 
 def test_moments_fill_given_axes_and_switch_off_the_rest(posterior):
@@ -542,6 +547,12 @@ def test_trace_draws_every_run_over_time(posterior):
     ]
     with pytest.raises(ValueError, match="three"):
         viz.plot_trace(posterior, axes=axes[:1])
+    # Of a smoother, how often it left the filter's lines says more than how many those are.
+    renewal = np.full((2, 100), 0.6)
+    renewing = with_draws(posterior, trace=posterior.draws.trace | {"renewal": renewal})
+    ax = viz.plot_trace(renewing)[1]
+    assert ax.get_ylabel() == "share of pasts drawn afresh"
+    np.testing.assert_array_equal([line.get_ydata() for line in ax.lines], renewal)
 
 
 def test_trace_of_a_method_without_particles_is_its_chains(posterior):
@@ -572,25 +583,29 @@ def empty():
     return make_posterior((), n_draws=3, n_times=20)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["overview", "predictive", "trace"])
 def test_no_tracks_are_drawn_and_said(empty, kind):
+    """The overview has the other four."""
     assert empty.tracks() == []
     figure = figure_of(getattr(viz, f"plot_{kind}")(empty))
     figure.canvas.draw()
-    told = {"raster": "no track", "moments": "no track", "intensity": "no dipole"}
-    assert told.get(kind, "") in texts(figure)
+    if kind == "overview":
+        words = texts(figure)
+        assert words.count("no track with probability of at least 0.05") == 2
+        assert "no dipole" in words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lives", "shape"),
     [
-        pytest.param((Life(5, 0, 1, 0),), {"n_times": 1}, marks=pytest.mark.slow),
+        ((Life(5, 0, 1, 0),), {"n_times": 1}),
         ((Life(5, 10, 11, 0), Life(50, 3, 20, 0, 0.6)), {"n_times": 20, "n_runs": 1}),
-        pytest.param((Life(5, 4, 12),), {"n_times": 20, "n_orient": 1}, marks=pytest.mark.slow),
+        ((Life(5, 4, 12),), {"n_times": 20, "n_orient": 1}),
     ],
 )
 def test_edges_of_the_problem(lives, shape):
-    """A single sample, a life of one sample, one orientation."""
+    """A single sample, a life of one sample, one orientation: each kind of figure is drawn."""
     found = make_posterior(lives, n_draws=10, **shape)
     with matplotlib.rc_context():
         before = dict(matplotlib.rcParams)
@@ -598,29 +613,32 @@ def test_edges_of_the_problem(lives, shape):
             figure_of(getattr(viz, f"plot_{kind}")(found)).canvas.draw()
             plt.close("all")
         assert dict(matplotlib.rcParams) == before
+    axes = viz.plot_moments(found)
+    n_alone = sum(np.sum(track.prob_alive > 0) == 1 for track in found.tracks())
+    assert sum(len(ax.containers) for ax in axes) == 2 * n_alone  # bars of 50 % and of 95 %
 
 
-def test_a_dipole_that_walks_is_marked_where_it_is(single):
-    (track,) = single.tracks()
+def test_a_dipole_that_walks_is_marked_where_it_is(posterior):
+    track = posterior.tracks()[0]
     path = np.linspace(0.0, 0.05, 100)[:, None] * [1.0, 0.0, 0.5]
     path[60:] = np.nan
     walking = dataclasses.replace(track, path=path)
     marked = at_sample(walking, 30)
     np.testing.assert_allclose(marked.pos, path[30])
-    assert marked.probability == track.prob_alive[30]
+    assert marked.probability == pytest.approx(track.probability * track.prob_alive[30])
     np.testing.assert_allclose(marked.moment_mean[:, 0], track.moment_mean[:, 30])
     np.testing.assert_allclose(at_sample(walking, 70).pos, track.pos)
 
 
-def test_figures_of_the_average_brain_average_or_take_a_time(single):
-    values, label = values_at(single, None)
-    np.testing.assert_allclose(values, single.intensity.mean(axis=0))
+def test_figures_of_the_average_brain_average_or_take_a_time(posterior):
+    values, label = values_at(posterior, None)
+    np.testing.assert_allclose(values, posterior.intensity.mean(axis=0))
     assert "mean over the window" in label
-    values, label = values_at(single, 0.1)
-    np.testing.assert_allclose(values, single.intensity[30])
+    values, label = values_at(posterior, 0.1)
+    np.testing.assert_allclose(values, posterior.intensity[30])
     assert "at 100 ms" in label
-    assert "data so far" in values_at(filtered(single), 0.1)[1]
+    assert "data so far" in values_at(filtered(posterior), 0.1)[1]
     with pytest.raises(ValueError, match="fsaverage"):
-        viz.plot_cortex(single, head=None)
+        viz.plot_cortex(posterior, head=None)
     with pytest.raises(ValueError, match="fsaverage"):
-        viz.plot_glass_brain(single, head=None)
+        viz.plot_glass_brain(posterior, head=None)
