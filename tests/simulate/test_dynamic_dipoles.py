@@ -38,7 +38,7 @@ def lengthen(template, n_times):
 def long_life(geometry):
     """One long trajectory of three slots: what happens at a sample is new given those before."""
     model = DynamicDipoles(0.3, 0.15, 3, location_prior=WEIGHTS, moment_persistence=0.8, **SCALES)
-    return model, draw_tracks(jax.random.key(2), model, lengthen(geometry, 6000))
+    return model, draw_tracks(jax.random.key(2), model, lengthen(geometry, 5000))
 
 
 # Static dipoles in two slots; walking ones, who may meet.
@@ -54,7 +54,7 @@ def test_whole_trajectories_have_the_frequencies_of_the_law(geometry, motion):
         (places.tobytes(), is_new.tobytes()): i
         for i, (places, is_new) in enumerate(zip(every.places, every.is_new, strict=True))
     }
-    n = 1500
+    n = 800
     found = np.zeros(len(number))
     for i in range(n):
         truth = draw_tracks(jax.random.key(i), model, template)
@@ -198,7 +198,7 @@ def test_unknowns_follow_their_distributions(geometry):
         moment_std=dist.LogNormal(np.log(2e-9), 0.5),
         noise_std=dist.LogNormal(0.3, 0.2),
     )
-    n = 400
+    n = 250
     truths = [draw_tracks(jax.random.key(i), model, geometry) for i in range(n)]
     scores = [
         (np.array([truth.birth_prob for truth in truths]) - 0.2) * np.sqrt(12) / 0.2,
