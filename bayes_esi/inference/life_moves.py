@@ -25,7 +25,7 @@ def move(key, particle, target, log_anywhere, cumulative, projected, time, longe
     key : PRNG key
     particle : Particles
         After sample `time`.
-    target : TrackTarget
+    target : Target
     log_anywhere, cumulative : (n_sources,)
         Law of the proposals that ignore the present place.
     projected : (n_rows, n_sources, n_groups, d)

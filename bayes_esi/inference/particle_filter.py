@@ -22,7 +22,6 @@ places, resample-move); Gilks, Berzuini 2001, doi:10.1111/1467-9868.00280 (resam
 Pascarella, Sorrentino, Piana 2008, doi:10.1088/0266-5611/24/2/025021 (moments integrated out).
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -30,48 +29,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.drive import progress_bar
-from ..core.struct import struct
 from ..core.types import Array, Bool, Float, Int
 from ..models import moment_filter
-from ..models.dynamic_dipoles import TrackPrior, log_transition
-from ..models.track_gram import TrackGram
+from ..models.dynamic_dipoles import log_transition
 from ..models.track_likelihood import scales_of
 from .birth_proposal import prior_proposal, survey
 from .life_moves import move
 from .resampling import systematic
 
-__all__ = ["Info", "Options", "Particles", "State", "TrackTarget", "advance", "init", "run", "step"]
-
-
-@struct
-class FixedParameters:
-    """The law of parameters that are held at one value."""
-
-    values: Float[Array, " n_parameters"]
-
-    def log_density_of_parameters(self, parameters):
-        """Constant."""
-        return jnp.zeros(parameters.shape[:-1], parameters.dtype)
-
-    def sample_parameters(self, key, n_draws):
-        """The value, repeated."""
-        del key
-        return jnp.broadcast_to(self.values, (n_draws, *self.values.shape))
-
-
-@struct
-class TrackTarget:
-    """What the samplers of trajectories work on."""
-
-    gram: TrackGram
-    prior: TrackPrior
-    reference: TrackPrior | FixedParameters  # law of the first parameters
-    neighbours: Int[Array, "n_sources degree"]  # -1 where there is none
-
-    def fixed(self, parameters):
-        """Target whose first parameters are all these, as if they were known."""
-        law = FixedParameters(jnp.asarray(parameters))
-        return dataclasses.replace(self, reference=law)
+__all__ = ["Info", "Options", "Particles", "State", "advance", "init", "run", "step"]
 
 
 class Particles(NamedTuple):
@@ -227,7 +193,7 @@ def step(key, state, target, projected, power, options):
     ----------
     key : PRNG key
     state : State
-    target : TrackTarget
+    target : Target
     projected : (n_rows, n_sources, n_groups, d)
         Samples; sample t in row t modulo n_rows, the last `n_past` of them at least.
     power : (n_groups,)
@@ -311,7 +277,7 @@ def run(
     Parameters
     ----------
     key : PRNG key
-    target : TrackTarget
+    target : Target
     n_particles : int
     options : Options
     n_past : int, optional

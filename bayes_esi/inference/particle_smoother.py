@@ -87,7 +87,7 @@ def step(key, state, cloud, ancestors, target, parameters, projected, n_tries):
         Of sample t.
     ancestors : (n_particles,) int
         Particle of `cloud` from which each particle of sample t + 1 came.
-    target : TrackTarget
+    target : Target
     parameters : (n_parameters,)
     projected : (n_sources, n_groups, d)
         Sample t + 1.
@@ -169,7 +169,7 @@ def run(
     Parameters
     ----------
     key : PRNG key
-    target : TrackTarget
+    target : Target
     parameters : (n_parameters,) array
         Held fixed.
     n_particles, n_draws : int

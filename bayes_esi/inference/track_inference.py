@@ -1,9 +1,9 @@
 """From a model of dynamic dipoles and a problem to trajectories: set-up, repeats, and the verdict.
 
-Unknown scales and probabilities: each particle of the filter carries a set of its own. A pilot
-filter with few particles finds where they matter; the particles of each run start from a law
-around that, weighted by prior over it, so that the evidence stays unbiased. The smoother holds one
-set fixed for each run, drawn from the posterior that its filter found, and lets reversible jump
+Unknown scales and probabilities: each particle of the filter carries a set of its own. Short chains
+of whole trajectories find where they matter; the particles of each run start from a law around
+that, weighted by prior over it, so that the evidence stays unbiased. The smoother holds one set
+fixed for each run, drawn from the posterior that its filter found, and lets reversible jump
 moves of its trajectories, which keep the joint law, renew it.
 """
 
@@ -15,15 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.checks import check_choice, check_count, check_fraction, check_positive
+from ..core.drive import Checkpoint, fingerprint
 from ..core.status import Status
 from ..models import track_likelihood
 from ..models.dynamic_dipoles import track_prior
 from ..models.orientation import orient
 from ..models.scale_prior import pin_scale
 from ..models.track_gram import build_track_gram, track_table_bytes
-from . import particle_filter, particle_smoother, pursuit, track_renewal
+from . import particle_filter, particle_gibbs, particle_smoother, track_renewal
 from .options import fill_options
 from .resampling import systematic
+from .track_target import Target
 
 __all__ = ["OPTIONS", "TrackResult", "check_options", "prepare", "run"]
 
@@ -53,12 +55,20 @@ OPTIONS = {
         "longest_life": (100, check_count),
         "proposal": ("survey", _check_proposal),
     },
+    "particle_gibbs": {
+        "n_chains": (8, check_count),
+        "n_burn_in": (1000, check_count),
+        "n_samples": (500, check_count),
+        "n_thin": (4, check_count),
+        "n_tracks": (None, check_count),
+        "memory_limit": _SHARED["memory_limit"],
+    },
 }
 
-# Particles of the pilot filter, and how much wider than its posterior the law of the first
-# parameters is: importance weights are bounded if it is wider.
-_N_PILOT, _WIDER = 300, 1.5
-_LEAST_STD, _PILOT_STD = 0.1, 1.0
+# The chains that look for unknown parameters, and how much wider than their posterior the law of
+# the first parameters of particles is: importance weights are bounded if it is wider.
+_PILOT = {"n_chains": 8, "n_burn_in": 400, "n_samples": 100, "n_thin": 2, "n_tracks": None}
+_WIDER, _LEAST_STD = 1.5, 0.05
 # Runs agree if their laws of the number differ, on average over samples, by no more than this
 # share of probability, and if their evidences tell the same story within this many nats.
 _MAX_TOTAL_VARIATION = 0.2
@@ -98,7 +108,7 @@ def prepare(model, problem, memory_limit):
 
     Returns
     -------
-    TrackTarget
+    Target
         Its reference is the prior.
 
     Raises
@@ -125,7 +135,7 @@ def prepare(model, problem, memory_limit):
         problem.n_groups,
         tabulate=table <= memory_limit,
     )
-    return particle_filter.TrackTarget(gram, prior, prior, jnp.asarray(problem.neighbours))
+    return Target(gram, prior, prior, jnp.asarray(problem.neighbours))
 
 
 def run(method, key, model, problem, options, *, progress=False, checkpoint=None):
@@ -141,19 +151,26 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
     options : dict
         Checked.
     progress : bool
-    checkpoint : None
-        These methods have nothing to resume.
+    checkpoint : path-like or None
+        Stem of the file that lets interrupted chains go on. Particle methods have none.
 
     Returns
     -------
     TrackResult
+
+    Raises
+    ------
+    ValueError
+        If the model does not fit the problem, or a particle method gets a checkpoint.
     """
+    target = prepare(model, problem, options["memory_limit"])
+    if method == "particle_gibbs":
+        return _sample_chains(key, target, options, progress, checkpoint)
     if checkpoint is not None:
         raise ValueError(f"checkpoint: {method} has nothing to resume; leave it out.")
-    target = prepare(model, problem, options["memory_limit"])
     key_pilot, key_runs = jax.random.split(key)
     if any(target.prior.is_unknown):
-        target = _pilot(key_pilot, target, problem, model.max_dipoles)
+        target = _pilot(key_pilot, target, progress)
     act = _smooth if method == "particle_smoother" else _filter
     outcomes = [
         act(
@@ -183,6 +200,39 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
         n_dipoles_pmf=pmf if is_filter else None,
         intensity=np.tensordot(share, intensities, 1) if is_filter else None,
         status=_verdict(pmfs, log_evidence, trace["ess"], target),
+    )
+
+
+def _sample_chains(key, target, options, progress, checkpoint):
+    """Markov chains of whole trajectories: each chain counts as a run."""
+    file = Checkpoint(None, "")
+    if checkpoint is not None:
+        settings = np.array(str(sorted(options.items())), "S")
+        file = Checkpoint(f"{checkpoint}.npz", fingerprint(key, target, settings))
+    tracks, trace, status = particle_gibbs.run(
+        key,
+        target,
+        options,
+        progress=progress,
+        description="particle_gibbs",
+        checkpoint=file,
+    )
+    file.clear()
+    n_times, n_slots = target.gram.n_times, target.prior.max_dipoles
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tracks)
+    trajectories = track_renewal.trajectories(flat, n_times, n_slots)
+    shape = tracks.log_likelihood.shape
+    places, is_new = (np.asarray(part).reshape(*shape, n_times, n_slots) for part in trajectories)
+    return TrackResult(
+        places=places,
+        is_new=is_new,
+        parameters=np.asarray(tracks.parameters),
+        log_likelihood=np.asarray(tracks.log_likelihood, np.float64),
+        log_evidence=np.full(shape[0], np.nan),
+        trace=trace,
+        n_dipoles_pmf=None,
+        intensity=None,
+        status=status,
     )
 
 
@@ -272,41 +322,24 @@ def _smooth(key, target, options, progress, description):
     return (places, is_new, parameters), log_evidence, trace, (laws, np.zeros(0))
 
 
-def _pilot(key, target, problem, max_dipoles):
-    """Narrow the law of the first parameters to where a small filter finds them."""
+def _pilot(key, target, progress):
+    """Narrow the law of the first parameters to where short chains find them."""
     prior = target.prior
-    guess = pursuit.run(
-        np.moveaxis(np.asarray(target.gram.field), 2, 0),
-        problem.data,
-        problem.noise_group,
-        problem.n_groups,
-        max_dipoles,
+    draws, _, _ = particle_gibbs.run(
+        key,
+        target,
+        _PILOT,
+        progress=progress,
+        description="unknown parameters",
+        checkpoint=Checkpoint(None, ""),
     )
-    moment, *noise = prior.scales
-    log_noise = np.log(np.maximum(guess.noise_std, 1e-12))
-    noise = [pin_scale(s, g, _LEAST_STD) for s, g in zip(noise, log_noise, strict=True)]
-    # A first scale of the moments: those that least squares gives the places of the guess, in
-    # the samples where they are largest.
-    field = np.asarray(target.gram.field)[guess.places]
-    if len(guess.places):
-        flat = field.reshape(-1, field.shape[2])
-        moments = np.linalg.lstsq(flat.T, np.asarray(problem.data, np.float64), rcond=1e-6)[0]
-        power = np.mean(moments.reshape(*field.shape[:2], -1) ** 2, axis=1)
-        typical = np.sqrt(np.quantile(power, 0.8, axis=1).max())
-        moment = pin_scale(moment, np.log(max(typical, 1e-12)), _PILOT_STD)
-    target = dataclasses.replace(
-        target, reference=dataclasses.replace(prior, scales=(moment, *noise))
+    values = np.asarray(draws.parameters, np.float64).reshape(-1, len(prior.is_unknown))
+    mean, std = values.mean(axis=0), values.std(axis=0)
+    scales = tuple(
+        pin_scale(scale, mean[j], max(_WIDER * std[j], _LEAST_STD))
+        for j, scale in enumerate(prior.scales)
     )
-    choices = particle_filter.Options(n_moved=_N_PILOT)
-    for i in range(2):
-        state, _ = particle_filter.run(jax.random.fold_in(key, i), target, _N_PILOT, choices)
-        mean, std = _moments_of(state)
-        scales = tuple(
-            pin_scale(scale, mean[j], max(_WIDER * std[j], _LEAST_STD))
-            for j, scale in enumerate(prior.scales)
-        )
-        target = dataclasses.replace(target, reference=dataclasses.replace(prior, scales=scales))
-    return target
+    return dataclasses.replace(target, reference=dataclasses.replace(prior, scales=scales))
 
 
 def _moments_of(state):

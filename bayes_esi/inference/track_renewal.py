@@ -18,7 +18,7 @@ from ..core.drive import progress_bar
 from . import particle_gibbs
 from .track_target import Tracks, from_trajectory, to_trajectory
 
-__all__ = ["run"]
+__all__ = ["run", "trajectories"]
 
 _CHUNK = 20
 
@@ -40,7 +40,7 @@ def run(
     Parameters
     ----------
     key : PRNG key
-    target : TrackTarget
+    target : Target
     places, is_new : (n_draws, n_times, n_slots)
     parameters : (n_draws, n_parameters)
     parameter_std : (n_parameters,)
@@ -78,7 +78,7 @@ def run(
             accepted += float(record.accepted.sum())
             show((first + n_steps) / n_moves, accepted=f"{accepted / tried:.0%}")
     tracks = state.tracks
-    places, is_new, _ = _trajectories(tracks, n_times, n_slots)
+    places, is_new = trajectories(tracks, n_times, n_slots)
     told = (places, is_new, tracks.parameters, tracks.log_likelihood)
     return *(np.asarray(part) for part in told), accepted / max(tried, 1.0)
 
@@ -96,5 +96,7 @@ def _tracks(places, is_new, parameters, n_tracks, is_walking):
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _trajectories(tracks, n_times, n_slots):
-    return jax.vmap(to_trajectory, in_axes=(0, None, None))(tracks, n_times, n_slots)
+def trajectories(tracks, n_times, n_slots):
+    """Put stacked sets of tracks into slots: places and is_new, (n_draws, n_times, n_slots)."""
+    places, is_new, _ = jax.vmap(to_trajectory, in_axes=(0, None, None))(tracks, n_times, n_slots)
+    return places, is_new

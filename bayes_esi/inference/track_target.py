@@ -13,6 +13,7 @@ written down means nothing.
 Cost of an evaluation: O(n_times (n_slots d)^3) for the likelihood; the rest is integer work.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from ..models.dynamic_dipoles import TrackPrior, log_law
 from ..models.track_gram import TrackGram
 
 __all__ = [
+    "FixedParameters",
     "Target",
     "Tracks",
     "empty",
@@ -39,12 +41,33 @@ __all__ = [
 
 
 @struct
+class FixedParameters:
+    """The law of parameters that are held at one value."""
+
+    values: Float[Array, " n_parameters"]
+
+    def log_density_of_parameters(self, parameters):
+        """Constant."""
+        return jnp.zeros(parameters.shape[:-1], parameters.dtype)
+
+    def sample_parameters(self, key, n_draws):
+        """The value, repeated."""
+        del key
+        return jnp.broadcast_to(self.values, (n_draws, *self.values.shape))
+
+
+@struct
 class Target:
-    """What the sampler sees of a model and a problem."""
+    """What the samplers of trajectories see of a model and a problem."""
 
     gram: TrackGram
     prior: TrackPrior
+    reference: TrackPrior | FixedParameters  # law of the first parameters of particles
     neighbours: Int[Array, "n_sources max_degree"]  # padded with -1
+
+    def fixed(self, parameters):
+        """Target whose particles all start with these parameters."""
+        return dataclasses.replace(self, reference=FixedParameters(jnp.asarray(parameters)))
 
 
 class Tracks(NamedTuple):
