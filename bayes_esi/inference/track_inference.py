@@ -59,7 +59,7 @@ OPTIONS = {
         "n_chains": (8, check_count),
         "n_burn_in": (1000, check_count),
         "n_samples": (500, check_count),
-        "n_thin": (4, check_count),
+        "n_thin": (10, check_count),
         "n_tracks": (None, check_count),
         "memory_limit": _SHARED["memory_limit"],
     },
