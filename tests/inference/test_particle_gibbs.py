@@ -76,7 +76,7 @@ def unknown_scales():
     return problem, model, target_of(problem, model)
 
 
-def grid_law(problem, model, n_points=25):
+def grid_law(problem, model, n_points=15):
     """Means and deviations of the log scales, and the law of the number, over a fine grid."""
     every = track_oracle.enumerate_trajectories(
         problem.n_times, 4, 1, model.birth_prob, model.death_prob, model.location_prior

@@ -139,7 +139,7 @@ def flows(motion, inverse_temperature):
     prob /= prob.sum()
     rng = np.random.default_rng(5)
     # Two walks that can be exchanged are rare.
-    n_draws = 160_000 if motion == "static" else 480_000
+    n_draws = 96_000 if motion == "static" else 480_000
     before = rng.choice(len(prob), p=prob, size=n_draws)
     tracks = evaluated(target, tracks_of(places, is_new, target))
     # Rows in any order: nothing may depend on it.
