@@ -17,7 +17,7 @@ from ..models.track_likelihood import scales_of
 __all__ = ["move"]
 
 
-def move(key, particle, target, log_anywhere, cumulative, projected, time, longest_life):
+def move(key, particle, target, log_anywhere, cumulative, projected, time, power, longest_life):
     """Move one dipole of one particle, or stay.
 
     Parameters
@@ -31,6 +31,8 @@ def move(key, particle, target, log_anywhere, cumulative, projected, time, longe
     projected : (n_rows, n_sources, n_groups, d)
         Samples; sample t in row t modulo n_rows.
     time : int
+    power : scalar in [0, 1]
+        To which the likelihood of the last sample is taken.
     longest_life : int
         In samples; who has lived longer stays.
 
@@ -49,7 +51,7 @@ def move(key, particle, target, log_anywhere, cumulative, projected, time, longe
     new_place, log_ratio = _propose(key_place, place, target, log_anywhere, cumulative)
 
     first = jnp.where(is_movable[slot], particle.birth[slot], time + 1)
-    again = _live_again(particle, target, slot, new_place, first, projected, time)
+    again = _live_again(particle, target, slot, new_place, first, projected, time, power)
     log_ratio += again.life[slot] - particle.life[slot]
     uniform = jax.random.uniform(key_accept, (), particle.mean.dtype)
     is_accepted = is_movable[slot] & (jnp.log(uniform) < log_ratio)
@@ -72,7 +74,7 @@ def _propose(key, place, target, log_anywhere, cumulative):
     return jnp.where(is_near, near, far), jnp.where(is_near, log_near, log_far)
 
 
-def _live_again(particle, target, slot, new_place, first, projected, time):
+def _live_again(particle, target, slot, new_place, first, projected, time, power):
     """Run the particle from sample `first` with another place in `slot`."""
     prior, gram = target.prior, target.gram
     n_past, n_slots = particle.past_places.shape
@@ -90,11 +92,12 @@ def _live_again(particle, target, slot, new_place, first, projected, time):
         mean, cov = moment_filter.predict(
             now.mean, now.cov, held >= 0, new, prior.persistence, moment_std
         )
+        share = jnp.where(t == time, power, 1.0)
         mean, cov, log_factor = moment_filter.update(
             mean,
             cov,
-            gram.matrix(held, weights),
-            gram.projection(projected[t % n_rows], held, weights),
+            share * gram.matrix(held, weights),
+            share * gram.projection(projected[t % n_rows], held, weights),
         )
         log_prior = log_transition(prior, particle.parameters, before, held, new)
         return now._replace(

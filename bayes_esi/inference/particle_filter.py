@@ -10,6 +10,10 @@ past; from sample to sample (see `models.dynamic_dipoles` for the law):
    the filter is run again from the sample before the birth, so that a place chosen on the first
    weak samples can be put right by the later ones.
 
+A sample that would leave few particles (302 channels may tell more than 100 nats of a strong
+onset) is taken in stages: its likelihood to powers b that rise to 1, each such that a tenth of the
+particles stay, with resampling and moves in between.
+
 The sum of the weights before normalisation is an unbiased estimate of p(y_t | y_1..t-1).
 A dipole that has lived longer than `longest_life` samples is no longer moved. Walking dipoles
 do not need step 3's moves, their places renew themselves.
@@ -73,14 +77,16 @@ class Options(NamedTuple):
     n_moves: int = 1  # dipoles moved of each chosen particle after resampling
     n_moved: int = 250  # particles chosen
     longest_life: int = 100  # samples, of dipoles that are still moved
+    least_share: float = 0.1  # of effective particles that a stage leaves; 0: one stage
     is_bootstrap: bool = False
 
 
 class Info(NamedTuple):
-    """What one sample tells: laws given all samples so far, before resampling."""
+    """What one sample tells: laws given all samples so far, before the last resampling."""
 
     log_evidence_increment: Float[Array, ""]
-    ess: Float[Array, ""]
+    ess: Float[Array, ""]  # effective number of particles of the sample before that have heirs
+    n_stages: Int[Array, ""]
     n_dipoles_pmf: Float[Array, " n_numbers"]
     intensity: Float[Array, " n_sources"]
     ancestors: Int[Array, " n_particles"]
@@ -125,18 +131,18 @@ def init(key, target, n_particles, n_past):
     return State(particles, log_weights, jnp.zeros((), jnp.int32), log_evidence)
 
 
-def advance(key, particle, target, proposal, projected, power, time):
-    """Take one particle over one sample.
+def advance(key, particle, target, proposal, time):
+    """Take one particle to the next sample, before its data.
 
     Returns
     -------
     Particles, log_weight
-        Log of target over proposal.
+        Log of prior over proposal.
     """
-    prior, gram = target.prior, target.gram
+    prior = target.prior
     n_slots = particle.places.shape[0]
     parameters = particle.parameters
-    moment_std, weights = scales_of(parameters)
+    moment_std, _ = scales_of(parameters)
     log_death, log_life = jax.nn.log_sigmoid(parameters[-1]), jax.nn.log_sigmoid(-parameters[-1])
 
     key_events, key_walk = jax.random.split(key)
@@ -165,9 +171,6 @@ def advance(key, particle, target, proposal, projected, power, time):
     mean, cov = moment_filter.predict(
         particle.mean, particle.cov, places >= 0, is_new, prior.persistence, moment_std
     )
-    mean, cov, log_factor = moment_filter.update(
-        mean, cov, gram.matrix(places, weights), gram.projection(projected, places, weights)
-    )
     row = time % particle.past_places.shape[0]
     new = is_new[:, None]
     particle = particle._replace(
@@ -176,14 +179,31 @@ def advance(key, particle, target, proposal, projected, power, time):
         birth=jnp.where(is_new, time, particle.birth),
         mean=mean,
         cov=cov,
-        life=jnp.where(is_new, 0.0, particle.life) + log_prior + log_factor,
+        life=jnp.where(is_new, 0.0, particle.life) + log_prior,
         past_places=particle.past_places.at[row].set(places),
         past_new=particle.past_new.at[row].set(is_new),
         start_mean=jnp.where(new, particle.mean, particle.start_mean),
         start_cov=jnp.where(new[:, :, None], particle.cov, particle.start_cov),
     )
-    log_noise = gram.log_noise(power, weights)
-    return particle, log_noise + log_factor + log_prior - log_proposed
+    return particle, log_prior - log_proposed
+
+
+def weigh(particle, gram, projected, power, share):
+    """Condition one particle on the likelihood of a sample to the power `share`.
+
+    Returns
+    -------
+    Particles, log_weight
+    """
+    _, weights = scales_of(particle.parameters)
+    mean, cov, log_factor = moment_filter.update(
+        particle.mean,
+        particle.cov,
+        share * gram.matrix(particle.places, weights),
+        share * gram.projection(projected, particle.places, weights),
+    )
+    particle = particle._replace(mean=mean, cov=cov, life=particle.life + log_factor)
+    return particle, log_factor + share * gram.log_noise(power, weights)
 
 
 def step(key, state, target, projected, power, options):
@@ -211,7 +231,7 @@ def step(key, state, target, projected, power, options):
     prior, gram, time = target.prior, target.gram, state.time
     n_particles = state.log_weights.shape[0]
     now = projected[time % projected.shape[0]]
-    key_survey, key_advance, key_resample, key_move = jax.random.split(key, 4)
+    key_survey, key_advance, key_stages, key_last = jax.random.split(key, 4)
     old = state.particles
     if options.is_bootstrap:
         proposal = prior_proposal(prior, old.parameters)
@@ -224,40 +244,111 @@ def step(key, state, target, projected, power, options):
             now,
         )
     keys = jax.random.split(key_advance, n_particles)
-    particles, log_factor = jax.vmap(advance, in_axes=(0, 0, None, None, None, None, None))(
-        keys, old, target, proposal, now, power, time
+    particles, log_ratio = jax.vmap(advance, in_axes=(0, 0, None, None, None))(
+        keys, old, target, proposal, time
     )
-    log_weights = state.log_weights + log_factor
-    increment = jax.nn.logsumexp(log_weights)
-    log_weights = log_weights - increment
-    ess = jnp.exp(-jax.nn.logsumexp(2 * log_weights))
-    everyone = jnp.arange(n_particles, dtype=jnp.int32)
 
-    def renew():
-        ancestors = systematic(key_resample, log_weights)
-        chosen = jax.tree.map(lambda leaf: leaf[ancestors], particles)
-        acceptance = jnp.full((), jnp.nan, ess.dtype)
+    def renew(key, particles, log_weights, ancestors, reached):
+        """Resample and move, at the power `reached` of this sample's likelihood."""
+        key_resample, key_move = jax.random.split(key)
+        chosen = systematic(key_resample, log_weights)
+        particles = jax.tree.map(lambda leaf: leaf[chosen], particles)
+        acceptance = jnp.full((), jnp.nan, log_weights.dtype)
         for i in range(options.n_moves):
-            chosen, acceptance = _move_some(
-                jax.random.fold_in(key_move, i), chosen, target, proposal, projected, time, options
+            particles, acceptance = _move_some(
+                jax.random.fold_in(key_move, i),
+                particles,
+                target,
+                proposal,
+                projected,
+                time,
+                reached,
+                options,
             )
-        return chosen, jnp.full_like(log_weights, -jnp.log(n_particles)), ancestors, acceptance
+        even = jnp.full_like(log_weights, -jnp.log(n_particles))
+        return particles, even, ancestors[chosen], acceptance
 
-    def keep():
-        return particles, log_weights, everyone, jnp.full((), jnp.nan, ess.dtype)
+    def stage(carry):
+        """Raise the power as far as it leaves enough particles."""
+        particles, log_weights, ancestors, reached, increment, n_stages, _ = carry
+        key_stage = jax.random.fold_in(key_stages, n_stages)
+        particles, log_weights, ancestors, acceptance = jax.lax.cond(
+            n_stages > 0,
+            renew,
+            lambda key, *kept: (*kept[:3], jnp.full((), jnp.nan, log_weights.dtype)),
+            key_stage,
+            particles,
+            log_weights,
+            ancestors,
+            reached,
+        )
 
-    chosen, new_log_weights, ancestors, acceptance = jax.lax.cond(
-        ess < options.ess_threshold * n_particles, renew, keep
+        def attempt(share):
+            heavier, log_factor = jax.vmap(weigh, in_axes=(0, None, None, None, None))(
+                particles, gram, now, power, share
+            )
+            total = log_weights + log_factor
+            return heavier, total - jax.nn.logsumexp(total), jax.nn.logsumexp(total)
+
+        def is_poor(tried):
+            share, (_, tried_weights, _) = tried
+            # Never below a thousandth: what is left then is told by the effective number.
+            return (_ess(tried_weights) < options.least_share * n_particles) & (share > 1e-3)
+
+        def halve(tried):
+            return tried[0] / 2, attempt(tried[0] / 2)
+
+        share = 1 - reached
+        share, (particles, log_weights, total) = jax.lax.while_loop(
+            is_poor, halve, (share, attempt(share))
+        )
+        reached = jnp.where(reached + share > 1 - 1e-6, 1.0, reached + share)
+        return (
+            particles,
+            log_weights,
+            ancestors,
+            reached,
+            increment + total,
+            n_stages + 1,
+            acceptance,
+        )
+
+    log_weights = state.log_weights + log_ratio
+    increment = jax.nn.logsumexp(log_weights)
+    zero = jnp.zeros((), log_weights.dtype)
+    start = (
+        particles,
+        log_weights - increment,
+        jnp.arange(n_particles, dtype=jnp.int32),
+        zero,
+        increment,
+        jnp.zeros((), jnp.int32),
+        zero + jnp.nan,
     )
+    particles, log_weights, parents, _, increment, n_stages, acceptance = jax.lax.while_loop(
+        lambda carry: carry[3] < 1, stage, start
+    )
+    chosen, even, ancestors, moved = jax.lax.cond(
+        _ess(log_weights) < options.ess_threshold * n_particles,
+        renew,
+        lambda key, *kept: (*kept[:3], zero + jnp.nan),
+        key_last,
+        particles,
+        log_weights,
+        parents,
+        zero + 1,
+    )
+    heirs = jnp.zeros(n_particles, log_weights.dtype).at[parents].add(jnp.exp(log_weights))
     info = Info(
         log_evidence_increment=increment,
-        ess=ess,
+        ess=1 / jnp.sum(heirs**2),
+        n_stages=n_stages,
         n_dipoles_pmf=_number_law(particles.places, log_weights),
         intensity=_intensity(particles.places, log_weights, prior.n_sources),
         ancestors=ancestors,
-        acceptance=acceptance,
+        acceptance=jnp.where(jnp.isnan(moved), acceptance, moved),
     )
-    state = State(chosen, new_log_weights, time + 1, state.log_evidence + increment)
+    state = State(chosen, even, time + 1, state.log_evidence + increment)
     return state, info, (particles, log_weights)
 
 
@@ -320,7 +411,7 @@ def run(
 _step = jax.jit(step, static_argnames="options")
 
 
-def _move_some(key, particles, target, proposal, projected, time, options):
+def _move_some(key, particles, target, proposal, projected, time, reached, options):
     """Move dipoles of a random part of the particles; the whole is too dear."""
     n_particles = particles.places.shape[0]
     stride = max(1, n_particles // options.n_moved)
@@ -330,7 +421,7 @@ def _move_some(key, particles, target, proposal, projected, time, options):
     )
     part = jax.tree.map(lambda leaf: leaf[chosen], particles)
     keys = jax.random.split(key_move, chosen.shape[0])
-    part, is_accepted = jax.vmap(move, in_axes=(0, 0, *(None,) * 6))(
+    part, is_accepted = jax.vmap(move, in_axes=(0, 0, *(None,) * 7))(
         keys,
         part,
         target,
@@ -338,6 +429,7 @@ def _move_some(key, particles, target, proposal, projected, time, options):
         proposal.cumulative,
         projected,
         time,
+        reached,
         options.longest_life,
     )
     particles = jax.tree.map(lambda leaf, new: leaf.at[chosen].set(new), particles, part)
@@ -351,6 +443,10 @@ def _walk(key, places, prior):
         return places
     rank = jax.random.categorical(key, prior.log_step[places], axis=-1)
     return jnp.take_along_axis(prior.neighbours[places], rank[:, None], axis=1)[:, 0]
+
+
+def _ess(log_weights):
+    return jnp.exp(-jax.nn.logsumexp(2 * log_weights))
 
 
 def _number_law(places, log_weights):

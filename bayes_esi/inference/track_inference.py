@@ -271,7 +271,10 @@ def _smooth(key, target, options, progress, description):
     """One run of the smoother, with one set of parameters drawn from a filter's posterior."""
     key_filter, key_draw, key_run, key_renewal = jax.random.split(key, 4)
     choices = particle_filter.Options(
-        ess_threshold=options["ess_threshold"], n_surveyed=options["n_surveyed"], n_moves=0
+        ess_threshold=options["ess_threshold"],
+        n_surveyed=options["n_surveyed"],
+        n_moves=0,
+        least_share=0.0,
     )
     n_particles, n_draws = options["n_particles"], options["n_draws"]
     log_evidence, parameter_std = None, np.zeros(len(target.prior.is_unknown))
@@ -362,6 +365,7 @@ def _trace(info):
         "n_ancestors": n_ancestors,
         "log_evidence_increment": np.asarray(info.log_evidence_increment, np.float64),
         "acceptance": np.asarray(info.acceptance, np.float64),
+        "n_stages": np.asarray(info.n_stages, np.float64),
     }
 
 
