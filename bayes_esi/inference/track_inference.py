@@ -283,8 +283,7 @@ def _smooth(key, target, options, progress, description):
             key_filter,
             target,
             n_particles,
-            choices,
-            n_past=1,
+            particle_filter.Options(choices.ess_threshold, choices.n_surveyed),
             progress=progress,
             description=f"{description}, parameters",
         )

@@ -28,7 +28,7 @@ def target_of(problem, model, dtype=jnp.float64):
     field, data = design.lead_field.astype(dtype), problem.data.astype(dtype)
     gram = build_track_gram(field, data, problem.noise_group, problem.n_groups)
     prior = track_prior(model, problem, design, dtype)
-    return track_target.Target(gram, prior, jnp.asarray(problem.neighbours))
+    return track_target.Target(gram, prior, prior, jnp.asarray(problem.neighbours))
 
 
 def run(target, seed=0, path=None, start=None, **changes):
@@ -106,6 +106,7 @@ def grid_law(problem, model, n_points=15):
     return np.array(means), np.array(stds), np.stack([1 - alive, alive], axis=-1)
 
 
+@pytest.mark.slow
 def test_unknown_scales_have_the_law_of_a_grid():
     problem, model, target = unknown_scales()
     draws, trace, status = run(target)

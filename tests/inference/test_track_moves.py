@@ -30,7 +30,7 @@ def target_of(problem, model, dtype=jnp.float64):
     field, data = design.lead_field.astype(dtype), problem.data.astype(dtype)
     gram = build_track_gram(field, data, problem.noise_group, problem.n_groups)
     prior = track_prior(model, problem, design, dtype)
-    return track_target.Target(gram, prior, jnp.asarray(problem.neighbours))
+    return track_target.Target(gram, prior, prior, jnp.asarray(problem.neighbours))
 
 
 @functools.cache

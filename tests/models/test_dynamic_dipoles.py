@@ -140,6 +140,7 @@ def test_parameters_are_logarithms_and_logits_in_whitened_units():
     np.testing.assert_array_equal(prior.log_density_of_parameters(parameters), 0)
 
 
+@pytest.mark.slow
 def test_unknown_parameters_have_the_law_that_was_given():
     problem = make_problem()
     model = DynamicDipoles(

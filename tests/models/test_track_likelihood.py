@@ -224,6 +224,7 @@ def test_units_of_the_scales():
     np.testing.assert_allclose(weights, np.exp(-2 * parameters[:, 1:3]), rtol=1e-15)
 
 
+@pytest.mark.slow
 def test_single_precision_keeps_what_matters():
     problem = make_problem(3)
     single = dataclasses.replace(

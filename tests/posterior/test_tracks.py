@@ -127,6 +127,7 @@ def test_intensity_births_and_deaths(posterior):
     np.testing.assert_allclose(posterior.death_intensity, deaths, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_rebirth_in_the_same_slot_is_a_death_and_a_birth(posterior):
     places = np.full((1, 1, N_TIMES, 1), 3)
     is_new = np.zeros(places.shape, bool)
@@ -461,6 +462,7 @@ def test_mne_objects(posterior, monkeypatch):
         np.testing.assert_allclose(moment, own, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_diagnostics_compare_runs(posterior):
     table = posterior.diagnostics()
     rows = [name for name in table.index if name.startswith("n_dipoles[")]
@@ -471,6 +473,7 @@ def test_diagnostics_compare_runs(posterior):
         assert float(table.loc[name, "r_hat"]) < 1.1
 
 
+@pytest.mark.slow
 def test_file_round_trip(posterior, tmp_path):
     changes = {"birth_prob": dist.Beta(1.0, 20.0), "motion": 0.004, "noise_std": 1.0}
     for change in ({}, changes):

@@ -179,6 +179,7 @@ def test_a_number_that_keeps_changing_is_told_in_short(posterior):
     )
 
 
+@pytest.mark.slow
 def test_folder_holds_table_words_and_pictures(posterior, tmp_path, monkeypatch):
     # All kinds are written by the test of the shell.
     assert folder.figures_of(posterior) == folder.TRACK_FIGURES

@@ -477,6 +477,7 @@ def test_the_field_is_that_of_dense_algebra(one_draw):
     np.testing.assert_allclose(told_std, np.sqrt(variance), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_moment_spread_agrees_with_the_marginals_along_an_axis(posterior):
     for number, track in enumerate(posterior.tracks()):
         for axis in range(3):
@@ -566,6 +567,7 @@ def test_trace_of_a_method_without_particles_is_its_chains(posterior):
     assert "particle_smoother does not trace this" in texts(viz.plot_trace(partly)[1].figure)
 
 
+@pytest.mark.slow
 def test_overview_says_what_it_is_worth(posterior):
     words = viz.plot_overview(posterior).get_suptitle()
     for word in ("particle_smoother", "2 runs", "status OK", "±", "births expected", "mL"):
