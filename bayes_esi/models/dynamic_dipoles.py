@@ -222,9 +222,11 @@ def log_transition(prior, parameters, before, after, is_new):
     same = (after[:, None] == after[None, :]) & continues[:, None] & continues[None, :]
     is_first = continues & ~jnp.any(jnp.tril(same, -1), axis=1)
     occupied = jnp.sum(jnp.where(is_first, jnp.exp(prior.log_place[after]), 0.0))
+    # Where survivors hold nearly all of the location prior, rounding may leave nothing free.
+    occupied = jnp.minimum(occupied, 1 - jnp.finfo(occupied.dtype).eps)
     is_taken = jnp.any((after[:, None] == after[None, :]) & continues[None, :], axis=1)
     born = prior.log_place[after] - jnp.log1p(-occupied)
-    born = jnp.sum(jnp.where(is_new, jnp.where(is_taken, -jnp.inf, born), 0.0))
+    born = jnp.sum(jnp.where(is_new, jnp.where(is_taken | ~is_alive, -jnp.inf, born), 0.0))
     n_born = jnp.sum(is_new)
     birth = jnp.where(n_born == 1, log_birth + born, jnp.where(n_born == 0, log_none, -jnp.inf))
     no_room = jnp.where(n_born == 0, 0.0, -jnp.inf)

@@ -41,7 +41,9 @@ class NumPyroProbability:
 
     def log_density(self, logit):
         """Density of the probability times p (1 - p): the change of variables to the logit."""
-        value = jax.nn.sigmoid(logit)
+        # A probability that rounds to 0 or 1 would have an infinite density under some laws.
+        limits = jnp.finfo(jnp.result_type(logit))
+        value = jnp.clip(jax.nn.sigmoid(logit), limits.tiny, 1 - limits.epsneg)
         jacobian = jax.nn.log_sigmoid(logit) + jax.nn.log_sigmoid(-logit)
         return self.distribution.log_prob(value) + jacobian
 

@@ -77,6 +77,8 @@ IMPOSSIBLE = {
     "there without a birth": ([[-1, -1], [0, -1]], [[0, 0], [0, 0]]),
     "elsewhere without a walk": ([[0, -1], [1, -1]], [[1, 0], [0, 0]]),
     "from slot to slot": ([[0, -1], [-1, 0]], [[1, 0], [0, 0]]),
+    "born in an empty slot": ([[-1, -1]], [[1, 0]]),
+    "born in an empty slot beside a survivor": ([[0, -1], [0, -1]], [[1, 0], [0, 1]]),
 }
 
 
@@ -90,6 +92,20 @@ def test_what_cannot_happen_has_no_probability():
         places[i, 3 - len(held) :], is_new[i, 3 - len(held) :] = held, new
     values = np.asarray(log_laws(prior, parameters, places, is_new))
     assert dict(zip(IMPOSSIBLE, values, strict=True)) == dict.fromkeys(IMPOSSIBLE, -np.inf)
+
+
+def test_a_place_that_holds_nearly_all_prior_leaves_finite_laws_in_single_precision():
+    weights = np.array([1.0, 1e-9, 1e-9, 1e-9, 1e-9])
+    model = DynamicDipoles(0.3, 0.15, 2, location_prior=weights, **SCALES)
+    prior, parameters = write(model, make_problem(), np.float32)
+    places = np.array([[[0, -1], [0, 1]], [[1, -1], [1, 0]]], np.int32)
+    is_new = np.array([[[True, False], [False, True]]] * 2)
+    second, first = log_laws(prior, parameters, places, is_new)
+    # Born in the place that is left when one of nearly all prior is held: with a quarter of a
+    # probability of 4e-9, of which single precision knows that it is less than 1.2e-7.
+    common = 2 * np.log(0.3) + np.log(0.85)
+    assert common + np.log(1e-9 / 1.2e-7) - 1e-2 < second < common
+    assert first == pytest.approx(common + np.log(1e-9), abs=1e-4)
 
 
 def test_a_step_to_no_neighbour_cannot_happen():

@@ -68,6 +68,17 @@ def test_densities_far_out_stay_finite(logit):
         assert not np.isnan(value)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("logit", [-800.0, -100.0, 0.0, 17.0, 100.0, 800.0])
+def test_laws_that_are_infinite_at_the_ends_stay_finite(logit, dtype):
+    # The density of the probability is infinite at 0 and 1, that of the logit falls to nought.
+    law = dist.Beta(dtype(0.5), dtype(0.5))
+    density = jax.jit(probability_prior(law, dtype).log_density)
+    value = density(dtype(logit))
+    assert value.dtype == dtype and np.isfinite(value)
+    assert value <= density(dtype(0.0)) + 1e-6
+
+
 def test_what_is_inside_the_unit_interval_is_accepted():
     for value in (0.5, 1e-12, np.float32(0.2), np.array(0.3), dist.Uniform(0.0, 1.0)):
         check_probability("birth_prob", value)
