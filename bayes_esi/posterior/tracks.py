@@ -337,6 +337,23 @@ class TrackPosterior:
         kinds += ("cortex", "glass_brain")
         return ports.perform(self, "plot", check_choice("kind", kind, kinds), **kwargs)
 
+    def stream(self, **options):
+        """Return the filter of a stream whose particles draw their parameters from this posterior.
+
+        Parameters
+        ----------
+        **options
+            Of `TrackFilter`, such as `n_particles`.
+
+        Returns
+        -------
+        TrackFilter
+            ``state = f.init(key)``, then ``state, now = f.step(state, sample)`` for each sample.
+        """
+        from .track_stream import TrackFilter
+
+        return TrackFilter(self.model, self.problem, self, **options)
+
     def save(self, path):
         """Write everything to a NetCDF file that `bayes_esi.load` reads. Never pickle."""
         ports.perform(self, "save", path)
