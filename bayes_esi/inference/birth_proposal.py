@@ -25,7 +25,7 @@ from ..linalg import small
 from ..models import moment_filter
 from ..models.track_likelihood import scales_of
 
-__all__ = ["BirthProposal", "prior_proposal", "survey"]
+__all__ = ["BirthProposal", "survey"]
 
 # Shares of the location prior and of the flattened law in the proposal.
 _PRIOR_SHARE, _FLAT_SHARE = 0.2, 0.3
@@ -40,19 +40,6 @@ class BirthProposal(NamedTuple):
     birth_prob: Float[Array, ""]
     log_place: Float[Array, " n_sources"]
     cumulative: Float[Array, " n_sources"]
-
-
-def prior_proposal(prior, parameters):
-    """Births as the prior has them: the bootstrap choice.
-
-    Parameters
-    ----------
-    prior : TrackPrior
-    parameters : (n_particles, n_parameters) array
-        The mean of their birth probabilities is proposed.
-    """
-    probability = jnp.mean(jax.nn.sigmoid(parameters[:, -2]))
-    return _proposal(probability, jnp.exp(prior.log_place))
 
 
 def survey(places, mean, cov, parameters, prior, gram, projected):

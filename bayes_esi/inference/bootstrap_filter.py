@@ -191,6 +191,7 @@ def step(key, state, target, projected, power, options):
     info = Info(
         log_evidence_increment=increment,
         ess=ess,
+        n_stages=jnp.ones((), jnp.int32),
         n_dipoles_pmf=share @ is_number.astype(share.dtype),
         intensity=intensity.at[particles.places].add(jnp.where(is_held, share[:, None], 0.0)),
         ancestors=ancestors,

@@ -37,7 +37,7 @@ from ..core.types import Array, Bool, Float, Int
 from ..models import moment_filter
 from ..models.dynamic_dipoles import log_transition
 from ..models.track_likelihood import scales_of
-from .birth_proposal import prior_proposal, survey
+from .birth_proposal import survey
 from .life_moves import move
 from .resampling import systematic
 
@@ -78,7 +78,6 @@ class Options(NamedTuple):
     n_moved: int = 250  # particles chosen
     longest_life: int = 100  # samples, of dipoles that are still moved
     least_share: float = 0.1  # of effective particles that a stage leaves; 0: one stage
-    is_bootstrap: bool = False
 
 
 class Info(NamedTuple):
@@ -233,16 +232,13 @@ def step(key, state, target, projected, power, options):
     now = projected[time % projected.shape[0]]
     key_survey, key_advance, key_stages, key_last = jax.random.split(key, 4)
     old = state.particles
-    if options.is_bootstrap:
-        proposal = prior_proposal(prior, old.parameters)
-    else:
-        seen = systematic(key_survey, state.log_weights, options.n_surveyed)
-        proposal = survey(
-            *(part[seen] for part in (old.places, old.mean, old.cov, old.parameters)),
-            prior,
-            gram,
-            now,
-        )
+    seen = systematic(key_survey, state.log_weights, options.n_surveyed)
+    proposal = survey(
+        *(part[seen] for part in (old.places, old.mean, old.cov, old.parameters)),
+        prior,
+        gram,
+        now,
+    )
     keys = jax.random.split(key_advance, n_particles)
     particles, log_ratio = jax.vmap(advance, in_axes=(0, 0, None, None, None))(
         keys, old, target, proposal, time

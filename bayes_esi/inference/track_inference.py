@@ -22,7 +22,13 @@ from ..models.dynamic_dipoles import track_prior
 from ..models.orientation import orient
 from ..models.scale_prior import pin_scale
 from ..models.track_gram import build_track_gram, track_table_bytes
-from . import particle_filter, particle_gibbs, particle_smoother, track_renewal
+from . import (
+    bootstrap_filter,
+    particle_filter,
+    particle_gibbs,
+    particle_smoother,
+    track_renewal,
+)
 from .options import fill_options
 from .resampling import systematic
 from .track_target import Target
@@ -239,15 +245,17 @@ def _sample_chains(key, target, options, progress, checkpoint):
 def _filter(key, target, options, progress, description):
     """One run of the filter: its laws at each sample, and the ancestral lines of its particles."""
     key_run, key_draw = jax.random.split(key)
-    choices = particle_filter.Options(
-        ess_threshold=options["ess_threshold"],
-        n_surveyed=options["n_surveyed"],
-        n_moves=options["n_moves"],
-        n_moved=min(options["n_moved"], options["n_particles"]),
-        longest_life=options["longest_life"],
-        is_bootstrap=options["proposal"] == "bootstrap",
-    )
-    state, info = particle_filter.run(
+    module, choices = bootstrap_filter, bootstrap_filter.Options(options["ess_threshold"])
+    if options["proposal"] == "survey":
+        module = particle_filter
+        choices = particle_filter.Options(
+            ess_threshold=options["ess_threshold"],
+            n_surveyed=options["n_surveyed"],
+            n_moves=options["n_moves"],
+            n_moved=min(options["n_moved"], options["n_particles"]),
+            longest_life=options["longest_life"],
+        )
+    state, info = module.run(
         key_run,
         target,
         options["n_particles"],
