@@ -94,11 +94,14 @@ def test_no_moves_and_no_renewal_are_options():
     assert checked["n_particles"] == 1000
 
 
-def test_a_table_that_does_not_fit_is_not_formed(toy):
-    problem, model = toy
-    large = track_inference.prepare(model, problem, 2**30)
-    small = track_inference.prepare(model, problem, 600.0)
+def test_a_table_that_does_not_fit_is_not_formed():
+    problem, model = track_oracle.toy_two(3)
+    # Lead field and products take 1,320 bytes, the table 1,800.
+    large = track_inference.prepare(model, problem, 1800.0)
+    small = track_inference.prepare(model, problem, 1799.0)
     assert large.gram.pair_blocks is not None and small.gram.pair_blocks is None
+    with pytest.raises(ValueError, match="memory_limit"):
+        track_inference.prepare(model, problem, 1319.0)
 
 
 # ---------------------------------------------------------------- posteriors
@@ -182,9 +185,11 @@ def test_runs_that_differ_are_told(toy):
     assert np.std(posterior.draws.log_evidence) > 3
 
 
-def test_data_that_are_no_numbers_are_told(toy):
+def test_a_lead_field_that_is_no_number_is_told(toy):
     problem, model = toy
-    broken = dataclasses.replace(problem, data=np.full_like(problem.data, np.nan))
+    lead_field = problem.lead_field.copy()
+    lead_field[0, 2] = np.nan
+    broken = dataclasses.replace(problem, lead_field=lead_field)
     with pytest.raises(be.InferenceError, match="NOT_FINITE") as told:
         infer(model, broken, throw=True)
     assert told.value.status is told.value.posterior.status is Status.NOT_FINITE
