@@ -22,7 +22,7 @@ def solve(name, n_orient):
     return problem, model, target, track_oracle.exact(problem, model)
 
 
-def run(target, seed=0, n_particles=500, n_draws=500, n_tries=4, options=OPTIONS):
+def run(target, seed=0, n_particles=2000, n_draws=500, n_tries=4, options=OPTIONS):
     parameters = target.prior.sample_parameters(jax.random.key(9), 1)[0]
     return particle_smoother.run(
         jax.random.key(seed), target, parameters, n_particles, n_draws, options, n_tries=n_tries
@@ -86,7 +86,7 @@ def test_smoothing_laws_and_well_formed_draws():
         runs.append(laws(places, is_new, problem, model))
     assert renewal.max() > 0.2
     assert float(state.log_evidence) == pytest.approx(info.log_evidence_increment.sum())
-    # 4,000 draws in all, from 4,000 particles.
+    # 4,000 draws in all, from 16,000 particles.
     assert_same_in_mean(runs, exact_laws(truth), 2e-3, 0.025)
     # Filter and smoother differ by more than the error: the draws know the later samples.
     apart = 0.5 * np.abs(truth.intensity - truth.filtering_intensity).sum(axis=1)
