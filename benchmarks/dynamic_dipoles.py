@@ -14,7 +14,8 @@ Nothing is downloaded. Parts, each in a process of its own:
   put on a little differently, places off the grid of the inversion, smooth moment courses and not
   AR(1) ones, and noise of brain and sensors, averaged over trials. Compared, at equal numbers of
   particles: our filter; the bootstrap filter, with dipoles that stay and with dipoles that walk, as
-  in the literature, and once with 20 times the particles; our smoother; static dipoles in consecutive windows.
+  in the literature, and once with 20 times the particles; our smoother; static dipoles in
+  consecutive windows.
 
 Errors: `localisation` is the mean distance of the true places to the largest peaks of the
 intensity, as many as there are dipoles in truth; OSPA (order 1, cut-off 30 mm) takes the most
