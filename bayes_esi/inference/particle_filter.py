@@ -88,7 +88,7 @@ class Info(NamedTuple):
     n_stages: Int[Array, ""]
     n_dipoles_pmf: Float[Array, " n_numbers"]
     intensity: Float[Array, " n_sources"]
-    ancestors: Int[Array, " n_particles"]
+    ancestors: Int[Array, " n_particles"]  # of the new particles, among those before the sample
     acceptance: Float[Array, ""]  # of moves; NaN where none was made
 
 

@@ -174,7 +174,7 @@ def run(
         Held fixed.
     n_particles, n_draws : int
     options : particle_filter.Options
-        Without moves.
+        Used without moves and stages.
     n_tries : int
         Metropolis steps a sample and trajectory.
     progress : bool
@@ -208,6 +208,7 @@ def run(
         )
 
     fixed = target.fixed(parameters)
+    options = options._replace(n_moves=0, least_share=0.0)
     state, info = particle_filter.run(
         key_filter,
         fixed,

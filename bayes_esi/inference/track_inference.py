@@ -278,12 +278,7 @@ def _filter(key, target, options, progress, description):
 def _smooth(key, target, options, progress, description):
     """One run of the smoother, with one set of parameters drawn from a filter's posterior."""
     key_filter, key_draw, key_run, key_renewal = jax.random.split(key, 4)
-    choices = particle_filter.Options(
-        ess_threshold=options["ess_threshold"],
-        n_surveyed=options["n_surveyed"],
-        n_moves=0,
-        least_share=0.0,
-    )
+    choices = particle_filter.Options(options["ess_threshold"], options["n_surveyed"])
     n_particles, n_draws = options["n_particles"], options["n_draws"]
     log_evidence, parameter_std = None, np.zeros(len(target.prior.is_unknown))
     if any(target.prior.is_unknown):
@@ -291,7 +286,7 @@ def _smooth(key, target, options, progress, description):
             key_filter,
             target,
             n_particles,
-            particle_filter.Options(choices.ess_threshold, choices.n_surveyed),
+            choices,
             progress=progress,
             description=f"{description}, parameters",
         )

@@ -147,17 +147,6 @@ def test_births_are_proposed_neither_never_nor_always(gain, birth_prob):
     assert np.all(np.exp(proposal.log_place) > 0.199 * prior)
 
 
-def test_the_bootstrap_choice_is_the_prior():
-    _, _, target = make(1)
-    parameters = np.zeros((3, 5))
-    births = np.array([0.01, 0.05, 0.3])
-    parameters[:, -2] = np.log(births / (1 - births))
-    proposal = birth_proposal.prior_proposal(target.prior, parameters)
-    assert_is_a_law(proposal)
-    assert float(proposal.birth_prob) == pytest.approx(births.mean(), rel=1e-12)
-    np.testing.assert_allclose(proposal.log_place, target.prior.log_place, atol=1e-12)
-
-
 @pytest.mark.slow
 def test_places_of_no_prior_are_never_proposed_and_single_precision_agrees():
     problem, _, _ = make(3)

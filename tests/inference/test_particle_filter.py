@@ -408,7 +408,7 @@ def assert_unbiased(values, exact, largest_error):
         ("one", OPTIONS),
         ("two", OPTIONS._replace(n_moves=2)),
         ("two", OPTIONS._replace(n_moves=0)),
-        ("two", OPTIONS._replace(is_bootstrap=True, ess_threshold=0.9)),
+        ("two", OPTIONS._replace(n_moves=2, least_share=0.5, ess_threshold=0.9)),
         ("walk", OPTIONS._replace(n_moves=0)),
     ],
 )

@@ -122,8 +122,8 @@ def test_joint_law_of_birth_and_place(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"ess_threshold": 0.99}, {"is_bootstrap": True}])
-def test_law_does_not_depend_on_resampling_or_proposal(options):
+@pytest.mark.parametrize("options", [{"ess_threshold": 0.99}, {"n_surveyed": 1}])
+def test_law_does_not_depend_on_resampling_or_survey(options):
     problem, model, target, truth = solve("two", 1)
     runs = []
     for seed in range(16):
