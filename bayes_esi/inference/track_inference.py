@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from ..core.checks import check_choice, check_count, check_fraction, check_positive
 from ..core.drive import Checkpoint, fingerprint
@@ -191,7 +192,8 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
     draws, log_evidence, traces, laws = zip(*outcomes, strict=True)
     log_evidence = np.array(log_evidence)
     places, is_new, parameters = (np.stack(part) for part in zip(*draws, strict=True))
-    share = np.exp(log_evidence - np.logaddexp.reduce(log_evidence))
+    is_finite = np.all(np.isfinite(log_evidence))
+    share = softmax(log_evidence) if is_finite else np.full(len(outcomes), 1 / len(outcomes))
     pmfs, intensities = (np.stack(part) for part in zip(*laws, strict=True))
     pmf = np.tensordot(share, pmfs, 1)
     is_filter = method == "particle_filter"
