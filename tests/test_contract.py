@@ -14,6 +14,7 @@ import pytest
 import bayes_esi as be
 from bayes_esi.core.status import Status
 from bayes_esi.inference.registry import METHODS
+from bayes_esi.posterior.tracks import TrackPosterior
 
 M, T, STD = 8, 10, 2e-9
 KEY = jax.random.key(0)
@@ -78,7 +79,7 @@ def infer(kind, method, problem, **more):
 
 def answers(posterior):
     """What a posterior says of every sample and source, and what it says of its errors."""
-    if isinstance(posterior, be.TrackPosterior):
+    if isinstance(posterior, TrackPosterior):
         return posterior.intensity, posterior.n_dipoles_pmf
     return posterior.mean, posterior.std
 
