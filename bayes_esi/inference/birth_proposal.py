@@ -62,7 +62,8 @@ def survey(places, mean, cov, parameters, prior, gram, projected):
     BirthProposal
     """
 
-    def exact(places, mean, cov, parameters):
+    def exact(particle):
+        places, mean, cov, parameters = particle
         log_joint = prior.log_place + _log_ratio(
             places, mean, cov, parameters, prior, gram, projected
         )
@@ -71,9 +72,9 @@ def survey(places, mean, cov, parameters, prior, gram, projected):
         flat = jax.nn.softmax(0.5 * (prior.log_place + log_joint))
         return jax.nn.sigmoid(log_odds), jnp.exp(log_joint - total), flat
 
-    probability, sharp, flat = (
-        jnp.mean(part, axis=0) for part in jax.vmap(exact)(places, mean, cov, parameters)
-    )
+    # One after the other: the cross blocks of several would not stay in the cache.
+    laws = jax.lax.map(exact, (places, mean, cov, parameters))
+    probability, sharp, flat = (jnp.mean(part, axis=0) for part in laws)
     by_prior = jnp.mean(jax.nn.sigmoid(parameters[:, -2]))
     birth_prob = jnp.clip(jnp.maximum(probability, by_prior), _LEAST, _MOST)
     mixed = (1 - _FLAT_SHARE - _PRIOR_SHARE) * sharp + _FLAT_SHARE * flat

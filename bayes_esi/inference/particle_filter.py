@@ -229,6 +229,8 @@ def step(key, state, target, projected, power, options):
     """
     prior, gram, time = target.prior, target.gram, state.time
     n_particles = state.log_weights.shape[0]
+    # One new place for a whole life is not what a walk would propose.
+    n_moves = options.n_moves if prior.neighbours is None else 0
     now = projected[time % projected.shape[0]]
     key_survey, key_advance, key_stages, key_last = jax.random.split(key, 4)
     old = state.particles
@@ -250,7 +252,7 @@ def step(key, state, target, projected, power, options):
         chosen = systematic(key_resample, log_weights)
         particles = jax.tree.map(lambda leaf: leaf[chosen], particles)
         acceptance = jnp.full((), jnp.nan, log_weights.dtype)
-        for i in range(options.n_moves):
+        for i in range(n_moves):
             particles, acceptance = _move_some(
                 jax.random.fold_in(key_move, i),
                 particles,
