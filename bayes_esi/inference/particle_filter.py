@@ -14,7 +14,9 @@ A sample that would leave few particles (302 channels may tell more than 100 nat
 onset) is taken in stages: its likelihood to powers b that rise to 1, each such that a tenth of the
 particles stay, with resampling and moves in between.
 
-The sum of the weights before normalisation is an unbiased estimate of p(y_t | y_1..t-1).
+The product of the sums of weights is an unbiased estimate of the evidence without moves. Moves and
+stages that the particles call for by their effective number bias it by O(1 / n_particles): on a
+small problem -7 % with 30 particles, below 1 % with 120.
 A dipole that has lived longer than `longest_life` samples is no longer moved. Walking dipoles
 do not need step 3's moves, their places renew themselves.
 
@@ -251,18 +253,14 @@ def step(key, state, target, projected, power, options):
         key_resample, key_move = jax.random.split(key)
         chosen = systematic(key_resample, log_weights)
         particles = jax.tree.map(lambda leaf: leaf[chosen], particles)
+
+        def once(i, carry):
+            key = jax.random.fold_in(key_move, i)
+            return _move_some(key, carry[0], target, proposal, projected, time, reached, options)
+
         acceptance = jnp.full((), jnp.nan, log_weights.dtype)
-        for i in range(n_moves):
-            particles, acceptance = _move_some(
-                jax.random.fold_in(key_move, i),
-                particles,
-                target,
-                proposal,
-                projected,
-                time,
-                reached,
-                options,
-            )
+        if n_moves:
+            particles, acceptance = jax.lax.fori_loop(0, n_moves, once, (particles, acceptance))
         even = jnp.full_like(log_weights, -jnp.log(n_particles))
         return particles, even, ancestors[chosen], acceptance
 

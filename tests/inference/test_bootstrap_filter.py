@@ -26,7 +26,9 @@ def test_free_places_follow_the_prior_without_those_held():
     assert share[[0, 2, 3]].max() == 0
 
 
-@pytest.mark.parametrize("toy", [track_oracle.toy_two, track_oracle.toy_walk])
+@pytest.mark.parametrize(
+    "toy", [pytest.param(track_oracle.toy_two, marks=pytest.mark.slow), track_oracle.toy_walk]
+)
 def test_filtering_law_and_evidence_are_those_of_all_trajectories(toy):
     problem, model = toy(1)
     truth = track_oracle.exact(problem, model)

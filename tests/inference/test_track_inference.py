@@ -22,10 +22,7 @@ QUICK = {
         "n_tracks": 5,
     },
 }
-METHODS = [
-    pytest.param(name, marks=[] if name == "particle_filter" else [pytest.mark.slow])
-    for name in QUICK
-]
+METHODS = [pytest.param(name, marks=pytest.mark.slow) for name in QUICK]
 
 
 def infer(model, problem, method="particle_filter", *, throw=False, **options):
