@@ -28,7 +28,7 @@ import numpy as np
 from ..core.drive import progress_bar
 from ..core.types import Array, Bool, Float, Int
 from ..models.track_likelihood import scales_of
-from .particle_filter import Info
+from .particle_filter import Info, intensity, number_law
 from .resampling import systematic
 
 __all__ = ["Info", "Options", "Particles", "State", "advance", "init", "run", "step"]
@@ -117,7 +117,7 @@ def advance(key, particle, target, cumulative, projected, power, time):
 
     was_alive = particle.places >= 0
     survives = was_alive & (uniform[:n_slots] >= death_prob)
-    walked = _walk(key_walk, jnp.where(was_alive, particle.places, 0), prior)
+    walked = prior.walk(key_walk, jnp.where(was_alive, particle.places, 0))
     places = jnp.where(survives, walked, -1)
     is_born = ~jnp.all(was_alive) & (uniform[-2] < birth_prob)
     is_new = is_born & (jnp.arange(n_slots) == jnp.argmin(survives))
@@ -183,17 +183,12 @@ def step(key, state, target, projected, power, options):
     ancestors = jnp.where(is_low, systematic(key_resample, log_weights), everyone)
     chosen = jax.tree.map(lambda leaf: leaf[ancestors], particles)
     even = jnp.full_like(log_weights, -jnp.log(n_particles))
-    share = jnp.exp(log_weights)
-    is_held = particles.places >= 0
-    possible = jnp.arange(prior.max_dipoles + 1)
-    is_number = jnp.sum(is_held, axis=1)[:, None] == possible
-    intensity = jnp.zeros(prior.n_sources, share.dtype)
     info = Info(
         log_evidence_increment=increment,
         ess=ess,
         n_stages=jnp.ones((), jnp.int32),
-        n_dipoles_pmf=share @ is_number.astype(share.dtype),
-        intensity=intensity.at[particles.places].add(jnp.where(is_held, share[:, None], 0.0)),
+        n_dipoles_pmf=number_law(particles.places, log_weights),
+        intensity=intensity(particles.places, log_weights, prior.n_sources),
         ancestors=ancestors,
         acceptance=jnp.full((), jnp.nan, ess.dtype),
     )
@@ -258,14 +253,6 @@ def run(
 
 
 _step = jax.jit(step, static_argnames="options")
-
-
-def _walk(key, places, prior):
-    """Step of each dipole from the law of its walk."""
-    if prior.neighbours is None:
-        return places
-    rank = jax.random.categorical(key, prior.log_step[places], axis=-1)
-    return jnp.take_along_axis(prior.neighbours[places], rank[:, None], axis=1)[:, 0]
 
 
 def _free_place(uniform, survivors, cumulative):

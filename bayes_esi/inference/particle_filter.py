@@ -43,7 +43,18 @@ from .birth_proposal import survey
 from .life_moves import move
 from .resampling import systematic
 
-__all__ = ["Info", "Options", "Particles", "State", "advance", "init", "run", "step"]
+__all__ = [
+    "Info",
+    "Options",
+    "Particles",
+    "State",
+    "advance",
+    "init",
+    "intensity",
+    "number_law",
+    "run",
+    "step",
+]
 
 
 class Particles(NamedTuple):
@@ -150,7 +161,7 @@ def advance(key, particle, target, proposal, time):
     uniform = jax.random.uniform(key_events, (n_slots + 2,), particle.mean.dtype)
     was_alive = particle.places >= 0
     survives = was_alive & (uniform[:n_slots] >= jnp.exp(log_death))
-    walked = _walk(key_walk, jnp.where(was_alive, particle.places, 0), prior)
+    walked = prior.walk(key_walk, jnp.where(was_alive, particle.places, 0))
     places = jnp.where(survives, walked, -1)
     log_proposed = jnp.where(
         survives,
@@ -339,8 +350,8 @@ def step(key, state, target, projected, power, options):
         log_evidence_increment=increment,
         ess=1 / jnp.sum(heirs**2),
         n_stages=n_stages,
-        n_dipoles_pmf=_number_law(particles.places, log_weights),
-        intensity=_intensity(particles.places, log_weights, prior.n_sources),
+        n_dipoles_pmf=number_law(particles.places, log_weights),
+        intensity=intensity(particles.places, log_weights, prior.n_sources),
         ancestors=ancestors,
         acceptance=jnp.where(jnp.isnan(moved), acceptance, moved),
     )
@@ -433,24 +444,18 @@ def _move_some(key, particles, target, proposal, projected, time, reached, optio
     return particles, jnp.sum(is_accepted) / jnp.maximum(n_alive, 1).astype(part.mean.dtype)
 
 
-def _walk(key, places, prior):
-    """Step of each dipole from the law of its walk."""
-    if prior.neighbours is None:
-        return places
-    rank = jax.random.categorical(key, prior.log_step[places], axis=-1)
-    return jnp.take_along_axis(prior.neighbours[places], rank[:, None], axis=1)[:, 0]
-
-
 def _ess(log_weights):
     return jnp.exp(-jax.nn.logsumexp(2 * log_weights))
 
 
-def _number_law(places, log_weights):
+def number_law(places, log_weights):
+    """Probability of each number of dipoles among weighted particles: (n_slots + 1,)."""
     numbers = jnp.sum(places >= 0, axis=1)
     possible = jnp.arange(places.shape[1] + 1)
     return jnp.exp(log_weights) @ (numbers[:, None] == possible).astype(log_weights.dtype)
 
 
-def _intensity(places, log_weights, n_sources):
+def intensity(places, log_weights, n_sources):
+    """Expected number of dipoles of weighted particles at each place: (n_sources,)."""
     weights = jnp.where(places >= 0, jnp.exp(log_weights)[:, None], 0.0)
     return jnp.zeros(n_sources, log_weights.dtype).at[places].add(weights)

@@ -151,6 +151,13 @@ class TrackPrior:
         is_hit = self.neighbours[place] == new_place[..., None]
         return jax.nn.logsumexp(jnp.where(is_hit, self.log_step[place], -jnp.inf), axis=-1)
 
+    def walk(self, key, places: Int[Array, " n"]):
+        """Places of survivors a sample later, drawn from the law of their walks."""
+        if self.neighbours is None:
+            return places
+        rank = jax.random.categorical(key, self.log_step[places], axis=-1)
+        return jnp.take_along_axis(self.neighbours[places], rank[:, None], axis=1)[:, 0]
+
 
 def track_prior(model, problem, design, dtype):
     """Write the prior of `model` on `problem` as arrays.
