@@ -23,15 +23,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ..core.drive import progress_bar
 from ..core.types import Array, Bool, Float, Int
 from ..models.track_likelihood import scales_of
-from .particle_filter import Info, intensity, number_law
+from . import weighted_particles
 from .resampling import systematic
+from .weighted_particles import Info, State, first_weights, intensity, number_law
 
-__all__ = ["Info", "Options", "Particles", "State", "advance", "init", "run", "step"]
+__all__ = ["Options", "Particles", "advance", "init", "run", "step"]
 
 
 class Particles(NamedTuple):
@@ -43,15 +42,6 @@ class Particles(NamedTuple):
     parameters: Float[Array, " n_parameters"]
     past_places: Int[Array, "n_past n_slots"]  # sample t in row t modulo n_past
     past_new: Bool[Array, "n_past n_slots"]
-
-
-class State(NamedTuple):
-    """Weighted particles after a sample."""
-
-    particles: Particles
-    log_weights: Float[Array, " n_particles"]  # normalised
-    time: Int[Array, ""]  # samples seen
-    log_evidence: Float[Array, ""]
 
 
 class Options(NamedTuple):
@@ -68,12 +58,9 @@ def init(key, target, n_particles, n_past):
     State
         Weighted by prior over reference.
     """
-    prior, gram = target.prior, target.gram
-    dtype, n_slots = gram.field.dtype, prior.max_dipoles
-    parameters = target.reference.sample_parameters(key, n_particles)
-    density = jax.vmap(lambda law, p: law.log_density_of_parameters(p), in_axes=(None, 0))
-    log_weights = density(prior, parameters) - density(target.reference, parameters)
-    total = jax.nn.logsumexp(log_weights)
+    gram, n_slots = target.gram, target.prior.max_dipoles
+    dtype = gram.field.dtype
+    parameters, log_weights, log_evidence = first_weights(key, target, n_particles)
     nobody = jnp.full((n_particles, n_slots), -1, jnp.int32)
     particles = Particles(
         places=nobody,
@@ -83,8 +70,7 @@ def init(key, target, n_particles, n_past):
         past_places=jnp.full((n_particles, n_past, n_slots), -1, jnp.int32),
         past_new=jnp.zeros((n_particles, n_past, n_slots), bool),
     )
-    log_evidence = (total - jnp.log(n_particles)).astype(dtype)
-    return State(particles, log_weights - total, jnp.zeros((), jnp.int32), log_evidence)
+    return State(particles, log_weights, jnp.zeros((), jnp.int32), log_evidence)
 
 
 def advance(key, particle, target, cumulative, projected, power, time):
@@ -150,8 +136,8 @@ def step(key, state, target, projected, power, options):
     key : PRNG key
     state : State
     target : Target
-    projected : (n_sources, n_groups, d)
-        The sample.
+    projected : (n_rows, n_sources, n_groups, d)
+        Samples; sample t in row t modulo n_rows.
     power : (n_groups,)
         Of the sample.
     options : Options
@@ -170,8 +156,9 @@ def step(key, state, target, projected, power, options):
     key_advance, key_resample = jax.random.split(key)
     keys = jax.random.split(key_advance, n_particles)
     cumulative = jnp.cumsum(jnp.exp(prior.log_place))
+    now = projected[state.time % projected.shape[0]]
     particles, log_density = jax.vmap(advance, in_axes=(0, 0, None, None, None, None, None))(
-        keys, state.particles, target, cumulative / cumulative[-1], projected, power, state.time
+        keys, state.particles, target, cumulative / cumulative[-1], now, power, state.time
     )
     log_weights = state.log_weights + log_density
     increment = jax.nn.logsumexp(log_weights)
@@ -197,59 +184,14 @@ def step(key, state, target, projected, power, options):
     return state, info, (particles, log_weights)
 
 
-def run(
-    key,
-    target,
-    n_particles,
-    options,
-    *,
-    n_past=None,
-    keep=None,
-    progress=False,
-    description="bootstrap filter",
-):
-    """Filter all samples of the target.
-
-    Parameters
-    ----------
-    key : PRNG key
-    target : Target
-    n_particles : int
-    options : Options
-    n_past : int, optional
-        Samples that a particle remembers; by default all.
-    keep : callable, optional
-        Called after each sample with (time, particles, log_weights) before resampling.
-    progress : bool
-    description : str
-        Label of the progress bar.
-
-    Returns
-    -------
-    State
-    Info
-        Stacked over samples, NumPy.
-    """
-    gram = target.gram
-    n_past = gram.n_times + 1 if n_past is None else n_past
+def run(key, target, n_particles, options, *, n_past=None, description="bootstrap filter", **more):
+    """Filter all samples of the target; parameters and returns as of `particle_filter.run`."""
     key_init, key_steps = jax.random.split(key)
+    n_past = target.gram.n_times + 1 if n_past is None else n_past
     state = init(key_init, target, n_particles, n_past)
-    told = []
-    with progress_bar(progress, description) as show:
-        for time in range(gram.n_times):
-            state, info, weighted = _step(
-                jax.random.fold_in(key_steps, time),
-                state,
-                target,
-                gram.projected_data[time],
-                gram.data_power[time],
-                options,
-            )
-            told.append(jax.tree.map(np.asarray, info))
-            if keep is not None:
-                keep(time, *weighted)
-            show((time + 1) / gram.n_times, ESS=f"{float(info.ess):.0f}")
-    return state, jax.tree.map(lambda *leaves: np.stack(leaves), *told)
+    return weighted_particles.run(
+        key_steps, _step, state, target, options, description=description, **more
+    )
 
 
 _step = jax.jit(step, static_argnames="options")

@@ -32,29 +32,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ..core.drive import progress_bar
 from ..core.types import Array, Bool, Float, Int
 from ..models import moment_filter
 from ..models.dynamic_dipoles import log_transition
 from ..models.track_likelihood import scales_of
+from . import weighted_particles
 from .birth_proposal import survey
 from .life_moves import move
 from .resampling import systematic
+from .weighted_particles import Info, State, first_weights, intensity, number_law
 
-__all__ = [
-    "Info",
-    "Options",
-    "Particles",
-    "State",
-    "advance",
-    "init",
-    "intensity",
-    "number_law",
-    "run",
-    "step",
-]
+__all__ = ["Options", "Particles", "advance", "init", "run", "step"]
 
 
 class Particles(NamedTuple):
@@ -73,15 +62,6 @@ class Particles(NamedTuple):
     start_cov: Float[Array, "n_slots n n"]
 
 
-class State(NamedTuple):
-    """Weighted particles after a sample."""
-
-    particles: Particles
-    log_weights: Float[Array, " n_particles"]  # normalised
-    time: Int[Array, ""]  # samples seen
-    log_evidence: Float[Array, ""]
-
-
 class Options(NamedTuple):
     """Fixed choices, compiled in."""
 
@@ -91,18 +71,6 @@ class Options(NamedTuple):
     n_moved: int = 250  # particles chosen
     longest_life: int = 100  # samples, of dipoles that are still moved
     least_share: float = 0.1  # of effective particles that a stage leaves; 0: one stage
-
-
-class Info(NamedTuple):
-    """What one sample tells: laws given all samples so far, before the last resampling."""
-
-    log_evidence_increment: Float[Array, ""]
-    ess: Float[Array, ""]  # effective number of particles of the sample before that have heirs
-    n_stages: Int[Array, ""]
-    n_dipoles_pmf: Float[Array, " n_numbers"]
-    intensity: Float[Array, " n_sources"]
-    ancestors: Int[Array, " n_particles"]  # of the new particles, among those before the sample
-    acceptance: Float[Array, ""]  # of moves; NaN where none was made
 
 
 def init(key, target, n_particles, n_past):
@@ -115,11 +83,7 @@ def init(key, target, n_particles, n_past):
     """
     prior, gram = target.prior, target.gram
     dtype, n_slots = gram.field.dtype, prior.max_dipoles
-    parameters = target.reference.sample_parameters(key, n_particles)
-    density = jax.vmap(lambda law, p: law.log_density_of_parameters(p), in_axes=(None, 0))
-    log_weights = density(prior, parameters) - density(target.reference, parameters)
-    total = jax.nn.logsumexp(log_weights)
-    log_weights = log_weights - total
+    parameters, log_weights, log_evidence = first_weights(key, target, n_particles)
     mean, cov = moment_filter.empty(n_slots, gram.n_orient, dtype)
 
     def repeat(leaf):
@@ -139,7 +103,6 @@ def init(key, target, n_particles, n_past):
         start_mean=repeat(jnp.zeros((n_slots, *mean.shape), dtype)),
         start_cov=repeat(jnp.zeros((n_slots, *cov.shape), dtype)),
     )
-    log_evidence = (total - jnp.log(n_particles)).astype(dtype)
     return State(particles, log_weights, jnp.zeros((), jnp.int32), log_evidence)
 
 
@@ -359,17 +322,7 @@ def step(key, state, target, projected, power, options):
     return state, info, (particles, log_weights)
 
 
-def run(
-    key,
-    target,
-    n_particles,
-    options,
-    *,
-    n_past=None,
-    keep=None,
-    progress=False,
-    description="particle filter",
-):
+def run(key, target, n_particles, options, *, n_past=None, description="particle filter", **more):
     """Filter all samples of the target.
 
     Parameters
@@ -380,11 +333,10 @@ def run(
     options : Options
     n_past : int, optional
         Samples that a particle remembers; by default all.
-    keep : callable, optional
-        Called after each sample with (time, particles, log_weights) before resampling.
-    progress : bool
     description : str
         Label of the progress bar.
+    **more
+        `keep`, `progress` of `weighted_particles.run`.
 
     Returns
     -------
@@ -392,27 +344,12 @@ def run(
     Info
         Stacked over samples, NumPy.
     """
-    gram = target.gram
-    n_times = gram.n_times
-    n_past = n_times + 1 if n_past is None else n_past
     key_init, key_steps = jax.random.split(key)
+    n_past = target.gram.n_times + 1 if n_past is None else n_past
     state = init(key_init, target, n_particles, n_past)
-    told = []
-    with progress_bar(progress, description) as show:
-        for time in range(n_times):
-            state, info, weighted = _step(
-                jax.random.fold_in(key_steps, time),
-                state,
-                target,
-                gram.projected_data,
-                gram.data_power[time],
-                options,
-            )
-            told.append(jax.tree.map(np.asarray, info))
-            if keep is not None:
-                keep(time, *weighted)
-            show((time + 1) / n_times, ESS=f"{float(info.ess):.0f}")
-    return state, jax.tree.map(lambda *leaves: np.stack(leaves), *told)
+    return weighted_particles.run(
+        key_steps, _step, state, target, options, description=description, **more
+    )
 
 
 _step = jax.jit(step, static_argnames="options")
@@ -446,16 +383,3 @@ def _move_some(key, particles, target, proposal, projected, time, reached, optio
 
 def _ess(log_weights):
     return jnp.exp(-jax.nn.logsumexp(2 * log_weights))
-
-
-def number_law(places, log_weights):
-    """Probability of each number of dipoles among weighted particles: (n_slots + 1,)."""
-    numbers = jnp.sum(places >= 0, axis=1)
-    possible = jnp.arange(places.shape[1] + 1)
-    return jnp.exp(log_weights) @ (numbers[:, None] == possible).astype(log_weights.dtype)
-
-
-def intensity(places, log_weights, n_sources):
-    """Expected number of dipoles of weighted particles at each place: (n_sources,)."""
-    weights = jnp.where(places >= 0, jnp.exp(log_weights)[:, None], 0.0)
-    return jnp.zeros(n_sources, log_weights.dtype).at[places].add(weights)

@@ -16,7 +16,9 @@ Metropolis steps are taken with proposals from the weights times f, accepted by 
 integrals. Any number of them leaves the law of the trajectories invariant.
 
 The filter that feeds it makes no moves of places: a place that was chosen after the fact would be
-missing from the clouds before. Slots are matched by place (walking dipoles: by slot).
+missing from the clouds before. Where the data tell so much that this filter is left with few
+particles, there is nothing to sample from; the run stops, and `track_inference` takes another way.
+Slots are matched by place (walking dipoles: by slot).
 
 Cost O(n_draws n_times (n_particles n_slots^2 + n_tries (n_slots d)^3)).
 
@@ -161,6 +163,7 @@ def run(
     options,
     *,
     n_tries=4,
+    least_ess=0.0,
     progress=False,
     description="particle smoother",
 ):
@@ -177,22 +180,29 @@ def run(
         Used without moves and stages.
     n_tries : int
         Metropolis steps a sample and trajectory.
+    least_ess : float
+        Effective particles below which the filter is given up.
     progress : bool
     description : str
 
     Returns
     -------
-    places, is_new : (n_draws, n_times, n_slots)
-    state : particle_filter.State
-    info : particle_filter.Info
-    renewal : (n_times - 1,)
-        Share of trajectories whose past was drawn afresh at each sample.
+    tuple or None
+        None where the filter was given up; otherwise
+
+        places, is_new : (n_draws, n_times, n_slots)
+        state : weighted_particles.State
+        info : weighted_particles.Info
+        renewal : (n_times - 1,)
+            Share of trajectories whose past was drawn afresh at each sample.
     """
     gram, n_slots = target.gram, target.prior.max_dipoles
     key_filter, key_init, key_steps = jax.random.split(key, 3)
     clouds = []
 
-    def keep(time, particles, log_weights):
+    def keep(time, particles, log_weights, info):
+        if info.ess < least_ess:
+            return True
         # Slots that nobody holds need no memory.
         held = np.flatnonzero(np.any(np.asarray(particles.places) >= 0, axis=0))
         used = int(held.max(initial=0)) + 1
@@ -206,6 +216,7 @@ def run(
                 np.asarray(log_weights),
             )
         )
+        return False
 
     fixed = target.fixed(parameters)
     options = options._replace(n_moves=0, least_share=0.0)
@@ -219,6 +230,8 @@ def run(
         description=f"{description}, forward",
     )
     n_times = gram.n_times
+    if len(clouds) < n_times:
+        return None
     places = np.empty((n_draws, n_times, n_slots), np.int32)
     is_new = np.empty((n_draws, n_times, n_slots), bool)
     later = np.full((n_draws, n_times, n_slots), -1, np.int32)

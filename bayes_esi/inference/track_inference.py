@@ -82,6 +82,8 @@ _MAX_TOTAL_VARIATION = 0.2
 _MAX_EVIDENCE_STD = 3.0
 _MAX_TRUNCATED = 0.05
 _LEAST_ESS = 2.0
+# Effective particles that backward sampling needs at every sample.
+_LEAST_BACKWARD_ESS = 20.0
 
 
 class TrackResult(NamedTuple):
@@ -254,7 +256,7 @@ def _filter(key, target, options, progress, description):
             ess_threshold=options["ess_threshold"],
             n_surveyed=options["n_surveyed"],
             n_moves=options["n_moves"],
-            n_moved=min(options["n_moved"], options["n_particles"]),
+            n_moved=options["n_moved"],
             longest_life=options["longest_life"],
         )
     state, info = module.run(
@@ -265,52 +267,60 @@ def _filter(key, target, options, progress, description):
         progress=progress,
         description=description,
     )
-    chosen = np.asarray(systematic(key_draw, state.log_weights, options["n_draws"]))
-    n_times = target.gram.n_times
-    lines = state.particles
-    draws = (
-        np.asarray(lines.past_places)[chosen, :n_times],
-        np.asarray(lines.past_new)[chosen, :n_times],
-        np.asarray(lines.parameters)[chosen],
-    )
+    draws = _lines(key_draw, state, options["n_draws"], target.gram.n_times)
     laws = (info.n_dipoles_pmf, info.intensity)
     return draws, float(state.log_evidence), _trace(info), laws
 
 
 def _smooth(key, target, options, progress, description):
-    """One run of the smoother, with one set of parameters drawn from a filter's posterior."""
+    """One run of the smoother.
+
+    Backward sampling holds one set of parameters, drawn from a filter's posterior. Where it is
+    given up, trajectories are the ancestral lines of the filter with moves and stages, each with
+    its parameters. In both cases moves of whole trajectories follow.
+    """
     key_filter, key_draw, key_run, key_renewal = jax.random.split(key, 4)
     choices = particle_filter.Options(options["ess_threshold"], options["n_surveyed"])
     n_particles, n_draws = options["n_particles"], options["n_draws"]
-    log_evidence, parameter_std = None, np.zeros(len(target.prior.is_unknown))
-    if any(target.prior.is_unknown):
-        state, _ = particle_filter.run(
+
+    def filter_with_moves(what):
+        return particle_filter.run(
             key_filter,
             target,
             n_particles,
             choices,
             progress=progress,
-            description=f"{description}, parameters",
+            description=f"{description}, {what}",
         )
-        chosen = systematic(key_draw, state.log_weights, 1)[0]
-        parameters = state.particles.parameters[chosen]
-        parameter_std = _moments_of(state)[1]
-        log_evidence = float(state.log_evidence)
+
+    state = None
+    if any(target.prior.is_unknown):
+        state, info = filter_with_moves("parameters")
+        fixed = state.particles.parameters[systematic(key_draw, state.log_weights, 1)[0]]
     else:
-        parameters = target.prior.sample_parameters(key_draw, 1)[0]
-    places, is_new, state, info, renewal = particle_smoother.run(
+        fixed = target.prior.sample_parameters(key_draw, 1)[0]
+    smoothed = particle_smoother.run(
         key_run,
         target,
-        parameters,
+        fixed,
         n_particles,
         n_draws,
         choices,
         n_tries=options["n_tries"],
+        least_ess=min(_LEAST_BACKWARD_ESS, 0.02 * n_particles),
         progress=progress,
         description=description,
     )
-    parameters = np.broadcast_to(np.asarray(parameters), (n_draws, len(parameters)))
-    trace = _trace(info) | {"renewal": np.append(renewal, np.nan)}
+    renewal = np.full(target.gram.n_times, np.nan)
+    if smoothed is None:
+        if state is None:
+            state, info = filter_with_moves("moves and stages")
+        places, is_new, parameters = _lines(key_draw, state, n_draws, target.gram.n_times)
+    else:
+        places, is_new, last, info, renewal[:-1] = smoothed
+        state = last if state is None else state
+        parameters = np.broadcast_to(np.asarray(fixed), (n_draws, len(fixed)))
+    trace = _trace(info) | {"renewal": renewal, "renewal_acceptance": np.nan}
     if options["n_renewal_moves"]:
         places, is_new, parameters, _, trace["renewal_acceptance"] = track_renewal.run(
             key_renewal,
@@ -318,15 +328,24 @@ def _smooth(key, target, options, progress, description):
             places,
             is_new,
             parameters,
-            parameter_std,
+            _std_of_parameters(state),
             options["n_renewal_moves"],
             progress=progress,
             description=f"{description}, moves",
         )
-    if log_evidence is None:
-        log_evidence = float(state.log_evidence)
     laws = _laws(places, target.prior.max_dipoles)
-    return (places, is_new, parameters), log_evidence, trace, (laws, np.zeros(0))
+    return (places, is_new, parameters), float(state.log_evidence), trace, (laws, np.zeros(0))
+
+
+def _lines(key, state, n_draws, n_times):
+    """Draw particles at the end, with all their past: places, is_new, parameters."""
+    chosen = np.asarray(systematic(key, state.log_weights, n_draws))
+    lines = state.particles
+    return (
+        np.asarray(lines.past_places)[chosen, :n_times],
+        np.asarray(lines.past_new)[chosen, :n_times],
+        np.asarray(lines.parameters)[chosen],
+    )
 
 
 def _pilot(key, target, progress):
@@ -349,12 +368,11 @@ def _pilot(key, target, progress):
     return dataclasses.replace(target, reference=dataclasses.replace(prior, scales=scales))
 
 
-def _moments_of(state):
-    """Mean and standard deviation of the parameters of weighted particles."""
+def _std_of_parameters(state):
+    """Standard deviation of the parameters of weighted particles."""
     weights = np.exp(np.asarray(state.log_weights, np.float64))
     values = np.asarray(state.particles.parameters, np.float64)
-    mean = weights @ values
-    return mean, np.sqrt(weights @ (values - mean) ** 2)
+    return np.sqrt(weights @ (values - weights @ values) ** 2)
 
 
 def _trace(info):

@@ -23,6 +23,7 @@ from ..inference import particle_filter
 from ..inference.options import fill_options
 from ..inference.resampling import systematic
 from ..inference.track_inference import prepare
+from ..inference.weighted_particles import State
 from ..models.dynamic_dipoles import DynamicDipoles
 from ..models.orientation import orient
 from ..models.source_hyper import step_of
@@ -54,7 +55,7 @@ _OPTIONS = {
 class _State(NamedTuple):
     """Where a stream stands."""
 
-    filtered: particle_filter.State
+    filtered: State
     ring: Float[Array, "n_past n_sources n_groups d"]  # sample t in row t modulo n_past
     key: jax.Array
 
