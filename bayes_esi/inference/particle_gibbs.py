@@ -36,10 +36,10 @@ from .track_moves import step as move
 from .track_proposal import Proposal, build_proposal, scan
 from .track_target import Tracks, empty, evaluate, is_alive, log_posterior, places_over_time
 
-__all__ = ["Info", "State", "adapt", "advance", "init", "most_tracks", "run", "step"]
+__all__ = ["CHUNK", "Info", "State", "adapt", "advance", "init", "most_tracks", "run", "step"]
 
 # Draws between looks at the clock, the proposal and the checkpoint.
-_CHUNK = 20
+CHUNK = 20
 # Inverse temperature that burn-in starts from: thousands of nats become a few.
 _FIRST_TEMPERATURE = 1e-3
 # Weight of what earlier chunks of burn-in saw against the last one.
@@ -193,8 +193,8 @@ def run(key, target, options, *, progress, description, checkpoint, start=None):
         while (first := int(state.n_steps)) < n_total:
             # A chunk ends where burn-in does, so that it is all burn-in or none of it.
             is_burning = first < n_burn_in
-            last = min(first + _CHUNK, n_burn_in if is_burning else n_total)
-            temperatures = _temperatures(first + np.arange(_CHUNK), n_burn_in)
+            last = min(first + CHUNK, n_burn_in if is_burning else n_total)
+            temperatures = _temperatures(first + np.arange(CHUNK), n_burn_in)
             state, chunk = advance(
                 key_steps,
                 state,
@@ -290,11 +290,11 @@ def advance(key, state, target, temperatures, n_steps, n_thin):
         return state._replace(n_steps=state.n_steps + 1), record
 
     def room(leaf):
-        return jnp.zeros((_CHUNK, *leaf.shape), leaf.dtype)
+        return jnp.zeros((CHUNK, *leaf.shape), leaf.dtype)
 
     record = Record(
         jax.tree.map(room, state.tracks),
-        jnp.zeros((_CHUNK, n_chains), dtype),
+        jnp.zeros((CHUNK, n_chains), dtype),
         *[jnp.zeros((1, n_chains, len(MOVES)), dtype)] * 2,
     )
     return jax.lax.fori_loop(0, n_steps, draw, (state, record))

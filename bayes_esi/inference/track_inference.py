@@ -1,10 +1,11 @@
 """From a model of dynamic dipoles and a problem to trajectories: set-up, repeats, and the verdict.
 
-Unknown scales and probabilities: each particle of the filter carries a set of its own. Short chains
-of whole trajectories find where they matter; the particles of each run start from a law around
-that, weighted by prior over it, so that the evidence stays unbiased. The smoother holds one set
-fixed for each run, drawn from the posterior that its filter found, and lets reversible jump
-moves of its trajectories, which keep the joint law, renew it.
+Unknown scales and probabilities: short chains of whole trajectories find where they matter.
+Each particle of the filter carries a set of its own, drawn from a law around that and weighted by
+prior over it, so that the evidence stays unbiased. The smoother draws one set for each run, and
+weighs the run instead: particles with sets of their own would be judged by the first samples, and
+one that explains the later ones may be lost by then. Reversible jump moves of its
+trajectories, which keep the joint law, renew the parameters, too.
 """
 
 import dataclasses
@@ -76,12 +77,15 @@ OPTIONS = {
 # the first parameters of particles is: importance weights are bounded if it is wider.
 _PILOT = {"n_chains": 8, "n_burn_in": 400, "n_samples": 100, "n_thin": 2, "n_tracks": None}
 _WIDER, _LEAST_STD = 1.5, 0.05
+_N_GUESSES = 256
 # Runs agree if their laws of the number differ, on average over samples, by no more than this
 # share of probability, and if their evidences tell the same story within this many nats.
 _MAX_TOTAL_VARIATION = 0.2
 _MAX_EVIDENCE_STD = 3.0
 _MAX_TRUNCATED = 0.05
 _LEAST_ESS = 2.0
+# States kept of each chain that starts from an ancestral line.
+_N_KEPT = 10
 # Effective particles that backward sampling needs at every sample.
 _LEAST_BACKWARD_ESS = 20.0
 
@@ -273,36 +277,25 @@ def _filter(key, target, options, progress, description):
 
 
 def _smooth(key, target, options, progress, description):
-    """One run of the smoother.
+    """One run of the smoother, with one set of parameters from the reference law.
 
-    Backward sampling holds one set of parameters, drawn from a filter's posterior. Where it is
-    given up, trajectories are the ancestral lines of the filter with moves and stages, each with
-    its parameters. In both cases moves of whole trajectories follow.
+    Weighted by prior over reference, runs are an importance sample of the parameters, and the
+    mean of their evidences is unbiased. Where backward sampling is given up, trajectories are the
+    ancestral lines of the filter with moves and stages. Moves of whole trajectories follow.
     """
-    key_filter, key_draw, key_run, key_renewal = jax.random.split(key, 4)
+    key_draw, key_run, key_filter, key_lines, key_renewal = jax.random.split(key, 5)
     choices = particle_filter.Options(options["ess_threshold"], options["n_surveyed"])
-    n_particles, n_draws = options["n_particles"], options["n_draws"]
-
-    def filter_with_moves(what):
-        return particle_filter.run(
-            key_filter,
-            target,
-            n_particles,
-            choices,
-            progress=progress,
-            description=f"{description}, {what}",
-        )
-
-    state = None
-    if any(target.prior.is_unknown):
-        state, info = filter_with_moves("parameters")
-        fixed = state.particles.parameters[systematic(key_draw, state.log_weights, 1)[0]]
-    else:
-        fixed = target.prior.sample_parameters(key_draw, 1)[0]
+    n_particles, n_draws, n_times = options["n_particles"], options["n_draws"], target.gram.n_times
+    prior, reference = target.prior, target.reference
+    guesses = reference.sample_parameters(key_draw, _N_GUESSES)
+    parameters = guesses[0]
+    log_ratio = prior.log_density_of_parameters(parameters)
+    log_ratio = float(log_ratio - reference.log_density_of_parameters(parameters))
+    target = target.fixed(parameters)
     smoothed = particle_smoother.run(
         key_run,
         target,
-        fixed,
+        parameters,
         n_particles,
         n_draws,
         choices,
@@ -311,30 +304,39 @@ def _smooth(key, target, options, progress, description):
         progress=progress,
         description=description,
     )
-    renewal = np.full(target.gram.n_times, np.nan)
+    renewal, n_kept = np.full(n_times, np.nan), 1
     if smoothed is None:
-        if state is None:
-            state, info = filter_with_moves("moves and stages")
-        places, is_new, parameters = _lines(key_draw, state, n_draws, target.gram.n_times)
+        state, info = particle_filter.run(
+            key_filter,
+            target,
+            n_particles,
+            choices,
+            progress=progress,
+            description=f"{description}, with moves",
+        )
+        # Lines have few ancestors: fewer of them, moved more often, tell more at the same cost.
+        n_kept = _N_KEPT if options["n_renewal_moves"] and n_draws % _N_KEPT == 0 else 1
+        places, is_new, parameters = _lines(key_lines, state, n_draws // n_kept, n_times)
     else:
-        places, is_new, last, info, renewal[:-1] = smoothed
-        state = last if state is None else state
-        parameters = np.broadcast_to(np.asarray(fixed), (n_draws, len(fixed)))
+        places, is_new, state, info, renewal[:-1] = smoothed
+        parameters = np.broadcast_to(np.asarray(parameters), (n_draws, len(parameters)))
     trace = _trace(info) | {"renewal": renewal, "renewal_acceptance": np.nan}
     if options["n_renewal_moves"]:
-        places, is_new, parameters, _, trace["renewal_acceptance"] = track_renewal.run(
+        places, is_new, parameters, trace["renewal_acceptance"] = track_renewal.run(
             key_renewal,
             target,
             places,
             is_new,
             parameters,
-            _std_of_parameters(state),
-            options["n_renewal_moves"],
+            np.std(np.asarray(guesses), axis=0) / _WIDER,
+            n_kept * options["n_renewal_moves"],
+            n_kept=n_kept,
             progress=progress,
             description=f"{description}, moves",
         )
-    laws = _laws(places, target.prior.max_dipoles)
-    return (places, is_new, parameters), float(state.log_evidence), trace, (laws, np.zeros(0))
+    laws = _laws(places, prior.max_dipoles)
+    log_evidence = float(state.log_evidence) + log_ratio
+    return (places, is_new, parameters), log_evidence, trace, (laws, np.zeros(0))
 
 
 def _lines(key, state, n_draws, n_times):
@@ -366,13 +368,6 @@ def _pilot(key, target, progress):
         for j, scale in enumerate(prior.scales)
     )
     return dataclasses.replace(target, reference=dataclasses.replace(prior, scales=scales))
-
-
-def _std_of_parameters(state):
-    """Standard deviation of the parameters of weighted particles."""
-    weights = np.exp(np.asarray(state.log_weights, np.float64))
-    values = np.asarray(state.particles.parameters, np.float64)
-    return np.sqrt(weights @ (values - weights @ values) ** 2)
 
 
 def _trace(info):

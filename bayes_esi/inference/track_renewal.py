@@ -5,7 +5,7 @@ They keep the joint posterior of trajectories and unknown parameters whatever th
 so that draws from it stay draws from it, and places, births, deaths and parameters that all draws
 share, because they descend from few particles, spread to their law.
 
-Cost O(n_draws n_moves n_times (n_slots d)^3).
+Cost O(n_chains n_moves n_times (n_slots d)^3).
 """
 
 import functools
@@ -20,7 +20,7 @@ from .track_target import Tracks, from_trajectory, to_trajectory
 
 __all__ = ["run", "trajectories"]
 
-_CHUNK = 20
+_LEAST_ROUNDS = 10
 
 
 def run(
@@ -32,6 +32,7 @@ def run(
     parameter_std,
     n_moves,
     *,
+    n_kept=1,
     progress=False,
     description="renewal",
 ):
@@ -41,27 +42,30 @@ def run(
     ----------
     key : PRNG key
     target : Target
-    places, is_new : (n_draws, n_times, n_slots)
-    parameters : (n_draws, n_parameters)
+    places, is_new : (n_chains, n_times, n_slots)
+    parameters : (n_chains, n_parameters)
     parameter_std : (n_parameters,)
         Expected posterior deviation of each parameter: the scale of its steps.
     n_moves : int
-        Of each trajectory.
+        Of each trajectory, at least.
+    n_kept : int
+        States of each chain that are returned: the last, and others of the second half of its
+        moves, evenly spread.
     progress : bool
     description : str
 
     Returns
     -------
-    places, is_new, parameters, log_likelihood
-        NumPy.
+    places, is_new, parameters
+        Leading axis of n_kept * n_chains; NumPy.
     acceptance : float
     """
-    n_draws, n_times, n_slots = places.shape
+    n_chains, n_times, n_slots = places.shape
     key_size, key_init, key_steps = jax.random.split(key, 3)
     n_found = int(is_new.sum(axis=(1, 2)).max())
     n_tracks = max(particle_gibbs.most_tracks(target, key_size), n_found + 1)
     start = _tracks(places, is_new, parameters, n_tracks, target.prior.neighbours is not None)
-    options = {"n_chains": n_draws, "n_tracks": n_tracks}
+    options = {"n_chains": n_chains, "n_tracks": n_tracks}
     state = particle_gibbs.init(key_init, target, options, start)
     # So that the mean of old and new is this variance.
     spread = jnp.asarray(parameter_std, state.spread.dtype) ** 2
@@ -69,18 +73,21 @@ def run(
         state._replace(spread=spread), jax.tree.map(lambda x: x[None], state.tracks), target
     )
     tried = accepted = 0.0
+    kept = []
+    n_rounds = max(2 * n_kept, _LEAST_ROUNDS)
+    temperatures = jnp.ones(particle_gibbs.CHUNK, state.spread.dtype)
     with progress_bar(progress, description) as show:
-        for first in range(0, n_moves, _CHUNK):
-            n_steps = min(_CHUNK, n_moves - first)
-            ones = jnp.ones(_CHUNK, state.spread.dtype)
-            state, record = particle_gibbs.advance(key_steps, state, target, ones, n_steps, 1)
+        for turn in range(n_rounds):
+            state, record = particle_gibbs.advance(
+                key_steps, state, target, temperatures, 1, -(-n_moves // n_rounds)
+            )
             tried += float(record.tried.sum())
             accepted += float(record.accepted.sum())
-            show((first + n_steps) / n_moves, accepted=f"{accepted / tried:.0%}")
-    tracks = state.tracks
-    places, is_new = trajectories(tracks, n_times, n_slots)
-    told = (places, is_new, tracks.parameters, tracks.log_likelihood)
-    return *(np.asarray(part) for part in told), accepted / max(tried, 1.0)
+            if turn >= n_rounds - n_kept:
+                told = (*trajectories(state.tracks, n_times, n_slots), state.tracks.parameters)
+                kept.append([np.asarray(part) for part in told])
+            show((turn + 1) / n_rounds, accepted=f"{accepted / tried:.0%}")
+    return *(np.concatenate(part) for part in zip(*kept, strict=True)), accepted / tried
 
 
 def _tracks(places, is_new, parameters, n_tracks, is_walking):
