@@ -86,8 +86,6 @@ _MAX_TRUNCATED = 0.05
 _LEAST_ESS = 2.0
 # States kept of each chain that starts from an ancestral line.
 _N_KEPT = 10
-# Effective particles that backward sampling needs at every sample.
-_LEAST_BACKWARD_ESS = 20.0
 
 
 class TrackResult(NamedTuple):
@@ -300,7 +298,7 @@ def _smooth(key, target, options, progress, description):
         n_draws,
         choices,
         n_tries=options["n_tries"],
-        least_ess=min(_LEAST_BACKWARD_ESS, 0.02 * n_particles),
+        least_ess=_least_backward_ess(n_particles),
         progress=progress,
         description=description,
     )
@@ -322,7 +320,7 @@ def _smooth(key, target, options, progress, description):
         parameters = np.broadcast_to(np.asarray(parameters), (n_draws, len(parameters)))
     trace = _trace(info) | {"renewal": renewal, "renewal_acceptance": np.nan}
     if options["n_renewal_moves"]:
-        places, is_new, parameters, trace["renewal_acceptance"] = track_renewal.run(
+        places, is_new, parameters, _, trace["renewal_acceptance"] = track_renewal.run(
             key_renewal,
             target,
             places,
@@ -337,6 +335,11 @@ def _smooth(key, target, options, progress, description):
     laws = _laws(places, prior.max_dipoles)
     log_evidence = float(state.log_evidence) + log_ratio
     return (places, is_new, parameters), log_evidence, trace, (laws, np.zeros(0))
+
+
+def _least_backward_ess(n_particles):
+    """Effective particles below which there is too little to sample backward from."""
+    return min(20.0, 0.02 * n_particles)
 
 
 def _lines(key, state, n_draws, n_times):

@@ -56,7 +56,7 @@ def run(
 
     Returns
     -------
-    places, is_new, parameters
+    places, is_new, parameters, log_likelihood
         Leading axis of n_kept * n_chains; NumPy.
     acceptance : float
     """
@@ -84,10 +84,13 @@ def run(
             tried += float(record.tried.sum())
             accepted += float(record.accepted.sum())
             if turn >= n_rounds - n_kept:
-                told = (*trajectories(state.tracks, n_times, n_slots), state.tracks.parameters)
+                tracks = state.tracks
+                told = (tracks.parameters, tracks.log_likelihood)
+                told = (*trajectories(tracks, n_times, n_slots), *told)
                 kept.append([np.asarray(part) for part in told])
-            show((turn + 1) / n_rounds, accepted=f"{accepted / tried:.0%}")
-    return *(np.concatenate(part) for part in zip(*kept, strict=True)), accepted / tried
+            acceptance = accepted / max(tried, 1.0)
+            show((turn + 1) / n_rounds, accepted=f"{acceptance:.0%}")
+    return *(np.concatenate(part) for part in zip(*kept, strict=True)), acceptance
 
 
 def _tracks(places, is_new, parameters, n_tracks, is_walking):

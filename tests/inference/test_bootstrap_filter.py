@@ -57,7 +57,9 @@ def test_last_moments_are_those_of_the_filtering_law():
         target,
         N_PARTICLES,
         bootstrap_filter.Options(ess_threshold=0.7),
-        keep=lambda time, *weighted: kept.update({time: weighted}),
+        keep=lambda time, particles, log_weights, info: kept.update(
+            {time: (particles, log_weights)}
+        ),
     )
     particles, log_weights = kept[problem.n_times - 1]
     found = np.zeros(problem.n_sources)

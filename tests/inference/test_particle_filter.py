@@ -134,7 +134,7 @@ def test_with_known_place_and_life_moments_are_those_of_the_kalman_filter():
     model = known_place(problem)
     found = []
 
-    def keep(time, particles, log_weights):
+    def keep(time, particles, log_weights, info):
         weights = np.exp(log_weights)
         mean = weights @ particles.mean
         square = particles.cov + particles.mean[:, :, None] * particles.mean[:, None, :]

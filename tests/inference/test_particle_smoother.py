@@ -5,8 +5,10 @@ import functools
 
 import jax
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 import track_oracle
+from scipy.special import logsumexp
 
 import bayes_esi as be
 from bayes_esi.inference import particle_filter, particle_smoother, track_inference
@@ -27,6 +29,16 @@ def run(target, seed=0, n_particles=2000, n_draws=500, n_tries=4, options=OPTION
     return particle_smoother.run(
         jax.random.key(seed), target, parameters, n_particles, n_draws, options, n_tries=n_tries
     )
+
+
+def infer(model, problem, seed, **options):
+    more = {"n_particles": 2000, "n_draws": 1000, "n_runs": 4} | options
+    key = jax.random.key(seed)
+    return be.infer(model, problem, key, "particle_smoother", progress=False, throw=False, **more)
+
+
+def flat(draws):
+    return (part.reshape(-1, *part.shape[2:]) for part in (draws.places, draws.is_new))
 
 
 def laws(places, is_new, problem, model):
@@ -139,17 +151,8 @@ def test_law_does_not_depend_on_resampling_or_survey(options):
 )
 def test_infer_gives_the_exact_smoothing_law(name, n_orient, seed, n_renewal_moves):
     problem, model, target, truth = solve(name, n_orient)
-    posterior = be.infer(
-        model,
-        problem,
-        jax.random.key(seed),
-        "particle_smoother",
-        progress=False,
-        throw=False,
-        n_particles=5000,
-        n_draws=1000,
-        n_runs=4,
-        n_renewal_moves=n_renewal_moves,
+    posterior = infer(
+        model, problem, seed, n_particles=5000, n_runs=4, n_renewal_moves=n_renewal_moves
     )
     draws = posterior.draws
     for places, is_new in zip(draws.places, draws.is_new, strict=True):
@@ -175,6 +178,65 @@ def test_infer_gives_the_exact_smoothing_law(name, n_orient, seed, n_renewal_mov
         mean[t, places[draw, t, slot]] += weights[draw] * own
     # Standard deviation of a draw's moment at a place is that of the prior or less.
     assert np.abs(mean - truth.mean_moment).max() < 5 * model.moment_std / np.sqrt(4000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "n_orient"), [("two", 1), ("walk", 3)])
+def test_lines_of_the_filter_give_the_same_law(name, n_orient, monkeypatch):
+    """The way that is taken where backward sampling has too few particles to choose from."""
+    problem, model, target, truth = solve(name, n_orient)
+    monkeypatch.setattr(track_inference, "_least_backward_ess", lambda n_particles: np.inf)
+    runs = []
+    for seed in range(6):
+        posterior = infer(model, problem, seed, n_draws=500, n_runs=2, n_renewal_moves=4)
+        draws = posterior.draws
+        assert np.all(np.isnan(draws.trace["renewal"]))
+        for places, is_new in zip(draws.places, draws.is_new, strict=True):
+            assert_well_formed(places, is_new, target)
+        runs.append(laws(*flat(draws), problem, model))
+        assert posterior.log_evidence == pytest.approx(truth.log_evidence, abs=0.2)
+    # States of one chain resemble one another: six times 2 x 50 chains.
+    assert_same_in_mean(runs, exact_laws(truth), 2e-3, 0.04)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("least_ess", [0.0, np.inf])
+def test_unknown_scales_are_integrated_out(least_ess, monkeypatch):
+    """Against Gauss-Hermite sums over the moment scale of exact laws: lines and backward draws."""
+    problem, model, _, _ = solve("two", 1)
+    spread = 0.5
+    nodes, shares = np.polynomial.hermite_e.hermegauss(9)
+    shares = shares / shares.sum()
+    exacts = [
+        track_oracle.exact(
+            problem, dataclasses.replace(model, moment_std=model.moment_std * np.exp(spread * node))
+        )
+        for node in nodes
+    ]
+    log_evidence = logsumexp([e.log_evidence for e in exacts], b=shares)
+    weights = shares * np.exp([e.log_evidence - log_evidence for e in exacts])
+    prior = dist.LogNormal(np.log(model.moment_std), spread)
+    unknown = dataclasses.replace(model, moment_std=prior)
+    monkeypatch.setattr(track_inference, "_least_backward_ess", lambda n_particles: least_ess)
+    posterior = infer(unknown, problem, 0, n_draws=250, n_runs=24, n_renewal_moves=10)
+    # Runs differ by their draw of the scale: the error that they tell is that of their mean.
+    error = posterior.log_evidence_std
+    assert error < 0.2
+    assert abs(posterior.log_evidence - log_evidence) < 4 * error
+    run_weights = posterior.run_weights[:, None, None]
+
+    def distance(found, name):
+        exact = sum(w * getattr(e, name) for w, e in zip(weights, exacts, strict=True))
+        return 0.5 * np.abs(found - exact).sum(axis=-1).max()
+
+    assert posterior.run_weights.max() < 0.2
+    assert distance(posterior.n_dipoles_pmf, "n_dipoles_pmf") < 0.03
+    assert distance(posterior.intensity, "intensity") < 0.03
+    mean = np.sum(weights * spread * nodes)
+    found = np.log(posterior.draws.moment_std / model.moment_std)
+    found = np.sum(run_weights[:, :, 0] * found) / found.shape[1]
+    # Deviation of the posterior below that of the prior, 24 draws and their moves.
+    assert found == pytest.approx(mean, abs=4 * spread / np.sqrt(24))
 
 
 @pytest.mark.slow
