@@ -362,6 +362,12 @@ def _source_space(head, order):
     return source_space_of(head, order)
 
 
+def _track_filter(model, problem, **options):
+    from .posterior.track_stream import TrackFilter
+
+    return TrackFilter(model, problem, **options)
+
+
 for class_name, verbs in {
     "DipolePosterior": {"save": _save, "to_mne": _dipoles_to_mne, "plot": _plot_dipoles},
     "SourcePosterior": {"save": _save, "to_mne": _sources_to_mne, "plot": _plot_sources},
@@ -370,6 +376,7 @@ for class_name, verbs in {
     "Problem": {"data_cov": _data_cov},
     "OffGridPosterior": {"to_mne": _moving_to_mne},
     "StaticDipoles": {"numpyro": _dipole_program},
+    "DynamicDipoles": {"stream": _track_filter},
     "GaussianSources": {"numpyro": _program, "prepare": prepare},
     "AutoregressiveSources": {"numpyro": _program, "prepare": prepare},
     "Sphere": {"lead_field": _lead_field},

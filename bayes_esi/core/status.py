@@ -26,7 +26,8 @@ class Status(enum.Enum):
     RUNS_DISAGREE = (
         "independent runs gave different answers (their log evidences or dipole numbers differ "
         "by more than chance)",
-        "raise n_particles or n_sweeps; do not interpret this posterior",
+        "raise n_particles or n_sweeps, of chains n_burn_in; for dipoles in time try "
+        "method='particle_gibbs'; do not interpret this posterior",
     )
     SCALE_AT_BOUND = (
         "an unknown scale (source_std or noise_std) ran into the end of its prior, so the prior "

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core import ports
 from ..core.checks import check_count, check_positive
 from ..core.struct import static, struct
 from ..core.types import Array, Bool, Float, Int
@@ -104,6 +105,26 @@ class DynamicDipoles:
             check_positive("motion", self.motion, remedy="It is a step in m, or 'static'.")
         elif self.motion != "static":
             raise ValueError(f"motion must be 'static' or a step in m, got {self.motion!r}.")
+
+    def stream(self, problem, **options):
+        """Return a filter that takes one sample at a time, before anything was recorded.
+
+        Unknown scales and probabilities are drawn from their priors; `TrackPosterior.stream` draws
+        them from what a recording taught, which is far better.
+
+        Parameters
+        ----------
+        problem : Problem
+            Lead field, noise, geometry and time step.
+        **options
+            Of `posterior.track_stream.TrackFilter`, such as `n_particles`.
+
+        Returns
+        -------
+        TrackFilter
+            ``state = f.init(key)``, then ``state, now = f.step(state, sample)`` for each sample.
+        """
+        return ports.perform(self, "stream", problem, **options)
 
 
 @struct

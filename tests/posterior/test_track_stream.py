@@ -55,6 +55,14 @@ def make_recording():
     return recorded, problem
 
 
+def test_a_model_streams_before_anything_was_recorded():
+    _, problem = make_recording()
+    stream = MODEL.stream(problem, **OPTIONS)
+    assert isinstance(stream, TrackFilter) and stream.n_particles == N_PARTICLES
+    with pytest.raises(ValueError, match="got 'n_particle'"):
+        MODEL.stream(problem, n_particle=3)
+
+
 @pytest.fixture(scope="module")
 def streamed():
     """A stream of forty samples, its states after 20 and after all, and what it said."""
