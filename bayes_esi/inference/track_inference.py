@@ -339,7 +339,7 @@ def _smooth(key, target, options, progress, description):
 
 def _least_backward_ess(n_particles):
     """Effective particles below which there is too little to sample backward from."""
-    return min(20.0, 0.02 * n_particles)
+    return min(10.0, 0.02 * n_particles)
 
 
 def _lines(key, state, n_draws, n_times):
