@@ -17,32 +17,25 @@ is right. The functions:
 
 All replications share one geometry (40 places whose lead fields resemble their neighbours', 12
 channels, 5 samples), so that nothing is compiled twice. Results go to
-`results/calibration_static_dipoles.json`, other methods and `--seed 1` beside it; partial ones
-every 100 replications.
+`results/calibration_static_dipoles.json`, other methods beside it, another seed where `--out` says.
 
 References: Talts, Betancourt, Simpson, Vehtari, Gelman 2018, arXiv:1804.06788; Modrák et al.
 2023, doi:10.1214/23-BA1404.
 """
 
-import argparse
-import importlib.metadata
-import json
 import os
-import platform
-import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import numpy as np
+import replications
 
 import bayes_esi as be
-from bayes_esi.evaluate.calibration import coverage, ranks, uniformity
 from bayes_esi.simulate.static_dipoles import draw_problem, random_geometry
 
-__all__ = ["METHOD_OPTIONS", "STATISTICS", "geometry", "model", "replicate", "verdicts"]
+__all__ = ["METHOD_OPTIONS", "STATISTICS", "geometry", "model", "replicate", "statistics"]
 
 STATISTICS = ("number", "position", "scan", "moment_std", "noise_std", "log_likelihood")
 GEOMETRY = {"n_sources": 40, "n_channels": 12, "n_times": 5, "correlation_length": 0.03}
@@ -60,39 +53,24 @@ METHOD_OPTIONS = {
 
 def main():
     """Run the replications, print the verdicts, write the JSON."""
-    options = _options()
+    parser = replications.parser(__doc__.splitlines()[0], METHOD_OPTIONS, "smc", 1000, 63)
+    parser.add_argument("--particles", type=int, help="other than 200")
+    options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     settings = dict(METHOD_OPTIONS[options.method])
     if options.particles:
         settings["n_particles"] = options.particles
     template, belief = geometry(), model()
-    truths, draws, notes = [], [], []
-    start = time.perf_counter()
-    for number in range(options.replications):
-        truth, drawn, note = replicate(
+
+    def one(number):
+        return replicate(
             number, template, belief, options.method, settings, options.draws, seed=options.seed
         )
-        truths.append(truth)
-        draws.append(drawn)
-        notes.append(note)
-        n_done = number + 1
-        if n_done % 100 == 0 or n_done == options.replications:
-            result = {
-                "method": options.method,
-                "method_options": settings,
-                "replications": n_done,
-                "replications_wanted": options.replications,
-                "draws": options.draws,
-                "seed": options.seed,
-                "seconds": round(time.perf_counter() - start, 1),
-                "max_log_likelihood_error": max(note["error"] for note in notes),
-                "statuses": _tally(note["status"] for note in notes),
-                "statistics": verdicts(np.array(truths), np.array(draws), seed=options.seed),
-                "model": _describe_model(),
-                "machine": _machine(),
-            }
-            _write(result, options)
-    _print(result)
+
+    suffix = "" if options.method == "smc" else f"_{options.method}"
+    path = Path(__file__).parent / "results" / f"calibration_static_dipoles{suffix}.json"
+    described = {"method_options": settings, "model": _describe_model()}
+    replications.run(one, STATISTICS, options, described, path)
 
 
 def geometry():
@@ -132,7 +110,8 @@ def replicate(number, template, belief, method, settings, n_draws, *, seed=0):
     truth : (n_statistics,) array
     draws : (n_statistics, n_draws) array
     note : dict
-        `status`, and `error`: largest deviation of the sampler's log likelihoods, in nats.
+        `status`, and `log_likelihood_error`: largest deviation of the sampler's log likelihoods,
+        in nats.
     """
     key = jax.random.fold_in(jax.random.key(seed), number)
     key_problem, key_infer, key_pick = jax.random.split(key, 3)
@@ -156,7 +135,7 @@ def replicate(number, template, belief, method, settings, n_draws, *, seed=0):
         values[STATISTICS.index("log_likelihood"), 1:]
         - (drawn.log_likelihood[0, rows] - problem.log_jacobian)
     )
-    note = {"status": posterior.status.name, "error": float(error.max())}
+    note = {"status": posterior.status.name, "log_likelihood_error": float(error.max())}
     return values[:, 0], values[:, 1:], note
 
 
@@ -182,41 +161,6 @@ def statistics(problem, places, active, moment_std, noise_std):
     return np.array([values[name] for name in STATISTICS], float)
 
 
-def verdicts(truths, draws, *, seed=0):
-    """Rank, and test each statistic.
-
-    Parameters
-    ----------
-    truths : (n_replications, n_statistics)
-    draws : (n_replications, n_statistics, n_draws)
-
-    Returns
-    -------
-    dict of dict
-    """
-    n_draws = draws.shape[2]
-    found = {}
-    for i, name in enumerate(STATISTICS):
-        key = jax.random.fold_in(jax.random.key(seed + 1), i)
-        ranked = ranks(key, truths[:, i], draws[:, i])
-        test = uniformity(ranked, n_draws)
-        cover = coverage(ranked, n_draws)
-        found[name] = {
-            "p_value": test.p_value,
-            "p_chi_square": test.p_chi_square,
-            "p_ecdf": test.p_ecdf,
-            "bias": round(test.bias, 3),
-            "dispersion": round(test.dispersion, 3),
-            "histogram": test.histogram.tolist(),
-            "rank_counts": np.bincount(ranked, minlength=n_draws + 1).tolist(),
-            "coverage": {
-                f"{level:.4f}": round(float(share), 4)
-                for level, share in zip(cover.level, cover.observed, strict=True)
-            },
-        }
-    return found
-
-
 def _pick(key, posterior, n_particles, n_draws):
     """Rows of nearly independent draws.
 
@@ -225,7 +169,7 @@ def _pick(key, posterior, n_particles, n_draws):
     """
     n_all = posterior.draws.active.shape[1]
     first = n_all - n_particles if posterior.method == "smc" else 0
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    rng = replications.generator(key)
     return first + rng.choice(n_all - first, size=n_draws, replace=False)
 
 
@@ -253,22 +197,6 @@ def _log_likelihood(problem, member, moment_std, noise_std):
     return -0.5 * (quadratic + problem.n_times * log_det)
 
 
-def _options():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--replications", type=int, default=1000)
-    parser.add_argument("--method", choices=tuple(METHOD_OPTIONS), default="smc")
-    parser.add_argument("--particles", type=int, help="other than 200")
-    parser.add_argument("--draws", type=int, default=63)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", help="JSON file to write")
-    return parser.parse_args()
-
-
-def _tally(names):
-    names = list(names)
-    return {name: names.count(name) for name in sorted(set(names))}
-
-
 def _describe_model():
     return {
         **GEOMETRY,
@@ -277,47 +205,6 @@ def _describe_model():
         "moment_std": f"LogNormal(log {MOMENT_MEDIAN}, {MOMENT_SPREAD}) A·m",
         "noise_std": f"LogNormal(log {NOISE_MEDIAN}, {NOISE_SPREAD})",
     }
-
-
-def _machine():
-    device = jax.devices()[0]
-    versions = {
-        name: importlib.metadata.version(name) for name in ("bayes-esi", "jax", "numpy", "numpyro")
-    }
-    return {
-        "platform": f"{platform.system()} {platform.machine()}",
-        "device": f"{device.platform}: {device.device_kind}",
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
-def _write(result, options):
-    folder = Path(__file__).parent / "results"
-    suffix = "" if options.method == "smc" else f"_{options.method}"
-    path = Path(options.out or folder / f"calibration_static_dipoles{suffix}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    partial = path.with_suffix(".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-    rate = result["seconds"] / result["replications"]
-    lowest = min(s["p_value"] for s in result["statistics"].values())
-    print(
-        f"{result['replications']} replications, {rate:.2f} s each, lowest p-value {lowest:.4f}",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def _print(result):
-    print(f"{result['method']}: {result['replications']} replications, {result['statuses']}")
-    for name, test in result["statistics"].items():
-        print(
-            f"  {name:15} p {test['p_value']:.4f}  bias {test['bias']:+.1f}  dispersion "
-            f"{test['dispersion']:+.1f}  {test['histogram']}"
-        )
 
 
 if __name__ == "__main__":

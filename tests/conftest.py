@@ -14,8 +14,8 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 
 ROOT = Path(__file__).parents[1]
-# `import track_oracle` in any test: import mode "importlib" leaves the path alone.
-sys.path.append(str(ROOT / "tests/inference"))
+# `import track_oracle`, or a benchmark, in any test: import mode "importlib" leaves the path alone.
+sys.path.extend(str(ROOT / folder) for folder in ("tests/inference", "benchmarks"))
 
 
 @pytest.fixture(scope="session")
