@@ -54,12 +54,9 @@ METHOD_OPTIONS = {
 def main():
     """Run the replications, print the verdicts, write the JSON."""
     parser = replications.parser(__doc__.splitlines()[0], METHOD_OPTIONS, "smc", 1000, 63)
-    parser.add_argument("--particles", type=int, help="other than 200")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    settings = dict(METHOD_OPTIONS[options.method])
-    if options.particles:
-        settings["n_particles"] = options.particles
+    settings = METHOD_OPTIONS[options.method] | dict(options.set)
     template, belief = geometry(), model()
 
     def one(number):

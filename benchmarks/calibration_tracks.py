@@ -105,7 +105,7 @@ def main():
     parser.add_argument("--known", action="store_true", help="give scales and probabilities")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    settings = METHOD_OPTIONS[options.method]
+    settings = METHOD_OPTIONS[options.method] | dict(options.set)
     template, belief = geometry(), model(known=options.known)
 
     def one(number):

@@ -31,6 +31,14 @@ def parser(description, methods, default, n_replications, n_draws):
     options.add_argument("--method", choices=tuple(methods), default=default)
     options.add_argument("--draws", type=int, default=n_draws)
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        type=_setting,
+        metavar="NAME=NUMBER",
+        help="options of the method other than those of the protocol",
+    )
     options.add_argument("--out", help="JSON file to write")
     return options
 
@@ -116,6 +124,11 @@ def verdicts(names, truths, draws, *, seed=0):
 def generator(key):
     """NumPy's generator from a JAX key."""
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+def _setting(text):
+    name, _, number = text.partition("=")
+    return name, int(number)
 
 
 def _summary(notes):
