@@ -8,7 +8,9 @@ past; from sample to sample (see `models.dynamic_dipoles` for the law):
 3. when the effective sample size falls below a share of n_particles, resample, and let some dipoles
    of some particles move to other places, accepted by the exact likelihood of their whole life:
    the filter is run again from the sample before the birth, so that a place chosen on the first
-   weak samples can be put right by the later ones.
+   weak samples can be put right by the later ones. Unknown parameters are moved likewise, through
+   all samples (`parameter_moves`), as long as those are no more than `longest_life`: afterwards
+   resampling goes on to narrow them.
 
 A sample that would leave few particles (302 channels may tell more than 100 nats of a strong
 onset) is taken in stages: its likelihood to powers b that rise to 1, each such that a tenth of the
@@ -21,7 +23,8 @@ A dipole that has lived longer than `longest_life` samples is no longer moved. W
 do not need step 3's moves, their places renew themselves.
 
 Cost O(n_particles (n_slots d)^3 + n_surveyed n_sources d^2 n_slots d) a sample, whatever the number
-of channels; a move takes the samples of the longest life again. Time and memory are bounded.
+of channels; a move takes the samples of the longest life again, or twice. Time and memory are
+bounded.
 
 References: Sorrentino, Johansen, Aston, Nichols, Kendall 2013, doi:10.1214/12-AOAS611 (static
 places, resample-move); Gilks, Berzuini 2001, doi:10.1111/1467-9868.00280 (resample-move); Campi,
@@ -37,7 +40,7 @@ from ..core.types import Array, Bool, Float, Int
 from ..models import moment_filter
 from ..models.dynamic_dipoles import log_transition
 from ..models.track_likelihood import scales_of
-from . import weighted_particles
+from . import parameter_moves, weighted_particles
 from .birth_proposal import survey
 from .life_moves import move
 from .resampling import systematic
@@ -71,6 +74,7 @@ class Options(NamedTuple):
     n_moved: int = 250  # particles chosen
     longest_life: int = 100  # samples, of dipoles that are still moved
     least_share: float = 0.1  # of effective particles that a stage leaves; 0: one stage
+    n_parameter_moves: int = 0  # of each chosen particle, while it remembers all samples
 
 
 def init(key, target, n_particles, n_past):
@@ -235,6 +239,16 @@ def step(key, state, target, projected, power, options):
         acceptance = jnp.full((), jnp.nan, log_weights.dtype)
         if n_moves:
             particles, acceptance = jax.lax.fori_loop(0, n_moves, once, (particles, acceptance))
+        if options.n_parameter_moves and any(prior.is_unknown):
+            key_parameters = jax.random.fold_in(key_move, n_moves)
+            last = min(particles.past_places.shape[1], options.longest_life)
+            particles = jax.lax.cond(
+                time < last,
+                lambda: _move_parameters(
+                    key_parameters, particles, target, projected, time, reached, options
+                ),
+                lambda: particles,
+            )
         even = jnp.full_like(log_weights, -jnp.log(n_particles))
         return particles, even, ancestors[chosen], acceptance
 
@@ -355,14 +369,37 @@ def run(key, target, n_particles, options, *, n_past=None, description="particle
 _step = jax.jit(step, static_argnames="options")
 
 
-def _move_some(key, particles, target, proposal, projected, time, reached, options):
-    """Move dipoles of a random part of the particles; the whole is too dear."""
-    n_particles = particles.places.shape[0]
+def _some(key, n_particles, options):
+    """A random part of the particles; to move the whole is too dear."""
     stride = max(1, n_particles // options.n_moved)
+    return jax.random.randint(key, (), 0, stride) + jnp.arange(n_particles // stride) * stride
+
+
+def _move_parameters(key, particles, target, projected, time, reached, options):
+    """Move the parameters of a random part of the particles."""
+
+    def once(i, particles):
+        key_some, key_move = jax.random.split(jax.random.fold_in(key, i))
+        chosen = _some(key_some, particles.places.shape[0], options)
+        spread = jnp.std(particles.parameters, axis=0)
+        part, _ = jax.vmap(parameter_moves.move, in_axes=(0, 0, *(None,) * 5))(
+            jax.random.split(key_move, chosen.shape[0]),
+            jax.tree.map(lambda leaf: leaf[chosen], particles),
+            target,
+            spread,
+            projected,
+            time,
+            reached,
+        )
+        return jax.tree.map(lambda leaf, new: leaf.at[chosen].set(new), particles, part)
+
+    return jax.lax.fori_loop(0, options.n_parameter_moves, once, particles)
+
+
+def _move_some(key, particles, target, proposal, projected, time, reached, options):
+    """Move dipoles of a random part of the particles."""
     key_offset, key_move = jax.random.split(key)
-    chosen = (
-        jax.random.randint(key_offset, (), 0, stride) + jnp.arange(n_particles // stride) * stride
-    )
+    chosen = _some(key_offset, particles.places.shape[0], options)
     part = jax.tree.map(lambda leaf: leaf[chosen], particles)
     keys = jax.random.split(key_move, chosen.shape[0])
     part, is_accepted = jax.vmap(move, in_axes=(0, 0, *(None,) * 7))(

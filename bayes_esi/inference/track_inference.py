@@ -59,6 +59,7 @@ OPTIONS = {
     "particle_filter": _PARTICLES
     | {
         "n_moves": (1, _check_amount),
+        "n_parameter_moves": (1, _check_amount),
         "n_moved": (250, check_count),
         "longest_life": (100, check_count),
         "proposal": ("survey", _check_proposal),
@@ -73,10 +74,13 @@ OPTIONS = {
     },
 }
 
-# The chains that look for unknown parameters, and how much wider than their posterior the law of
-# the first parameters of particles is: importance weights are bounded if it is wider.
-_PILOT = {"n_chains": 8, "n_burn_in": 400, "n_samples": 100, "n_thin": 2, "n_tracks": None}
-_WIDER, _LEAST_STD = 1.5, 0.05
+# The chains that look for unknown parameters.
+_PILOT = {"n_chains": 8, "n_burn_in": 500, "n_samples": 100, "n_thin": 5, "n_tracks": None}
+# How much wider than their posterior the law of the first parameters is, and how wide at least:
+# importance weights are bounded if it is wider. Particles of the filter can be spread out, one set
+# of a whole run cannot.
+_WIDER = {"particle_filter": 1.5, "particle_smoother": 1.2}
+_LEAST_STD = {"particle_filter": 0.05, "particle_smoother": 0.01}
 _N_GUESSES = 256
 # Runs agree if their laws of the number differ, on average over samples, by no more than this
 # share of probability, and if their evidences tell the same story within this many nats.
@@ -181,7 +185,7 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
         raise ValueError(f"checkpoint: {method} has nothing to resume; leave it out.")
     key_pilot, key_runs = jax.random.split(key)
     if any(target.prior.is_unknown):
-        target = _pilot(key_pilot, target, progress)
+        target = _pilot(key_pilot, target, method, progress)
     act = _smooth if method == "particle_smoother" else _filter
     outcomes = [
         act(
@@ -260,6 +264,7 @@ def _filter(key, target, options, progress, description):
             n_moves=options["n_moves"],
             n_moved=options["n_moved"],
             longest_life=options["longest_life"],
+            n_parameter_moves=options["n_parameter_moves"],
         )
     state, info = module.run(
         key_run,
@@ -326,7 +331,7 @@ def _smooth(key, target, options, progress, description):
             places,
             is_new,
             parameters,
-            np.std(np.asarray(guesses), axis=0) / _WIDER,
+            np.std(np.asarray(guesses), axis=0) / _WIDER["particle_smoother"],
             n_kept * options["n_renewal_moves"],
             n_kept=n_kept,
             progress=progress,
@@ -353,7 +358,7 @@ def _lines(key, state, n_draws, n_times):
     )
 
 
-def _pilot(key, target, progress):
+def _pilot(key, target, method, progress):
     """Narrow the law of the first parameters to where short chains find them."""
     prior = target.prior
     draws, _, _ = particle_gibbs.run(
@@ -367,7 +372,7 @@ def _pilot(key, target, progress):
     values = np.asarray(draws.parameters, np.float64).reshape(-1, len(prior.is_unknown))
     mean, std = values.mean(axis=0), values.std(axis=0)
     scales = tuple(
-        pin_scale(scale, mean[j], max(_WIDER * std[j], _LEAST_STD))
+        pin_scale(scale, mean[j], max(_WIDER[method] * std[j], _LEAST_STD[method]))
         for j, scale in enumerate(prior.scales)
     )
     return dataclasses.replace(target, reference=dataclasses.replace(prior, scales=scales))
