@@ -22,6 +22,7 @@ from ..core.status import Status
 from ..models import track_likelihood
 from ..models.dynamic_dipoles import track_prior
 from ..models.orientation import orient
+from ..models.probability_prior import pin_probability
 from ..models.scale_prior import pin_scale
 from ..models.track_gram import build_track_gram, track_table_bytes
 from . import (
@@ -370,12 +371,13 @@ def _pilot(key, target, method, progress):
         checkpoint=Checkpoint(None, ""),
     )
     values = np.asarray(draws.parameters, np.float64).reshape(-1, len(prior.is_unknown))
-    mean, std = values.mean(axis=0), values.std(axis=0)
-    scales = tuple(
-        pin_scale(scale, mean[j], max(_WIDER[method] * std[j], _LEAST_STD[method]))
-        for j, scale in enumerate(prior.scales)
-    )
-    return dataclasses.replace(target, reference=dataclasses.replace(prior, scales=scales))
+    mean = values.mean(axis=0)
+    std = np.maximum(_WIDER[method] * values.std(axis=0), _LEAST_STD[method])
+    n_scales = len(prior.scales)
+    scales = map(pin_scale, prior.scales, mean[:n_scales], std[:n_scales])
+    chances = map(pin_probability, prior.probabilities, mean[n_scales:], std[n_scales:])
+    reference = dataclasses.replace(prior, scales=tuple(scales), probabilities=tuple(chances))
+    return dataclasses.replace(target, reference=reference)
 
 
 def _trace(info):

@@ -11,8 +11,15 @@ import numpy as np
 from ..core.checks import check_fraction
 from ..core.struct import static, struct
 from ..core.types import Array, Float
+from .scale_prior import TruncatedNormalScale
 
-__all__ = ["KnownProbability", "NumPyroProbability", "check_probability", "probability_prior"]
+__all__ = [
+    "KnownProbability",
+    "NumPyroProbability",
+    "check_probability",
+    "pin_probability",
+    "probability_prior",
+]
 
 
 @struct
@@ -85,3 +92,29 @@ def probability_prior(value, dtype):
     if hasattr(value, "log_prob"):
         return NumPyroProbability(value)
     return KnownProbability(jnp.asarray(np.log(value) - np.log1p(-value), dtype))
+
+
+def pin_probability(prior, guess, std):
+    """A narrow law of the logit around a guess with the support of a prior.
+
+    Parameters
+    ----------
+    prior : probability prior
+    guess, std : float
+        Of the logit.
+
+    Returns
+    -------
+    TruncatedNormalScale
+        Of the logit; `prior` itself if it is known or its support is no interval.
+    """
+    support = None if prior.is_known else prior.distribution.support
+    if not hasattr(support, "lower_bound") or not hasattr(support, "upper_bound"):
+        return prior
+    bounds = np.clip([support.lower_bound, support.upper_bound], 0.0, 1.0).astype(float)
+    with np.errstate(divide="ignore"):
+        low, high = np.log(bounds) - np.log1p(-bounds)
+    # Within a deviation of the bounds, so that the mass between them cannot underflow.
+    values = np.clip(guess, low + std, high - std), std, low, high
+    dtype = jnp.result_type(float)
+    return TruncatedNormalScale(*(jnp.asarray(value, dtype) for value in values))

@@ -11,6 +11,7 @@ from bayes_esi.models.probability_prior import (
     KnownProbability,
     NumPyroProbability,
     check_probability,
+    pin_probability,
     probability_prior,
 )
 
@@ -97,3 +98,30 @@ def test_what_is_inside_the_unit_interval_is_accepted():
 def test_what_is_not_is_refused_by_name(value, message):
     with pytest.raises(ValueError, match=message):
         check_probability("birth_prob", value)
+
+
+@pytest.mark.parametrize(
+    ("law", "guess", "low", "high"),
+    [
+        (dist.Beta(2.0, 20.0), -3.0, -np.inf, np.inf),
+        (dist.Uniform(0.1, 0.5), -1.0, np.log(1 / 9), 0.0),
+        (dist.Uniform(0.1, 0.5), 5.0, np.log(1 / 9), 0.0),  # a guess outside of the law
+    ],
+)
+def test_a_pinned_law_has_the_support_of_the_prior(law, guess, low, high):
+    prior = probability_prior(law, np.float64)
+    pinned = pin_probability(prior, guess, 0.3)
+    draws = np.asarray(pinned.sample(jax.random.key(0), 2000))
+    assert np.all((draws >= low) & (draws <= high))
+    assert np.all(np.isfinite(jax.vmap(prior.log_density)(draws)))
+    wanted = np.clip(guess, low + 0.3, high - 0.3)
+    # Cut off at one deviation, a normal law's mean moves by less than another.
+    assert abs(draws.mean() - wanted) < 0.3
+    start, stop = max(low, wanted - 3), min(high, wanted + 3)
+    mass, _ = quad(lambda x: np.exp(float(pinned.log_density(x))), start, stop)
+    assert mass == pytest.approx(1, abs=1e-6)
+
+
+def test_a_known_probability_stays():
+    known = probability_prior(0.3, np.float64)
+    assert pin_probability(known, -3.0, 0.3) is known
