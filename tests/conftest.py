@@ -18,6 +18,18 @@ ROOT = Path(__file__).parents[1]
 sys.path.extend(str(ROOT / folder) for folder in ("tests/inference", "benchmarks"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs():
+    """Forget compiled programs after each file.
+
+    Each holds memory maps, of which a process may have 65,530 (`vm.max_map_count` of Linux): a
+    process that compiles one more dies inside XLA. Files share few programs, so that little is
+    compiled again.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def data_dir():
     folder = Path(os.environ.get("BAYES_ESI_DATA", ROOT / "../shared/data"))
