@@ -12,6 +12,8 @@ import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+# For fixtures of modules, too; `compiler_effort` says why.
+jax.config.update("jax_disable_most_optimizations", True)
 
 ROOT = Path(__file__).parents[1]
 # `import track_oracle`, or a benchmark, in any test: import mode "importlib" leaves the path alone.
@@ -28,6 +30,16 @@ def compiled_programs():
     """
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def compiler_effort(request):
+    """Compile with little optimisation: most tests compile for seconds and run for milliseconds.
+
+    Slow tests run for long and get what users get.
+    """
+    is_slow = request.node.get_closest_marker("slow") is not None
+    jax.config.update("jax_disable_most_optimizations", not is_slow)
 
 
 @pytest.fixture(scope="session")
