@@ -98,7 +98,8 @@ dipole_inference.repeat(smc, key, model, problem, options, progress=False, check
 
 def test_a_checkpoint_is_recognised_by_another_process():
     printed = set()
-    for seed in "123":
+    # Two seeds that order the names of a law's parameters differently.
+    for seed in "12":
         printed.add(
             subprocess.run(
                 [sys.executable, "-c", SCRIPT],

@@ -80,6 +80,7 @@ def localize(files, out, *more):
     return main(["localize", evoked, *shared, "--tmin", "0.08", "--tmax", "0.12", *more])
 
 
+@pytest.mark.slow
 def test_demo_leaves_everything(tmp_path, capsys):
     # Few particles: what is tested here is what is written, not how well it is estimated.
     code = main(["demo", "--out", str(tmp_path), "--quiet", "--particles", "100", "--runs", "2"])
@@ -92,18 +93,40 @@ def test_demo_leaves_everything(tmp_path, capsys):
     assert be.load(tmp_path / "posterior.nc").status is be.Status.OK
 
 
-def test_localize_writes_what_it_found(files, tmp_path, capsys):
+# Two tests run with as many particles and places for dipoles: the second compiles nothing.
+SIZES = ("--particles", "60", "--max-dipoles", "3")
+
+
+def test_localize_writes_what_it_found(files, tmp_path, capsys, monkeypatch):
     out = tmp_path / "deeper" / "folder"
-    code = localize(files, out, "--particles", "100", "--runs", "2", "--noise-std", "1")
-    assert code == 0
+    assert localize(files, out, *SIZES, "--runs", "2", "--noise-std", "1") == 0
     assert {path.name for path in out.iterdir()} == FILES
     assert "Evidence" in capsys.readouterr().out
 
+    # The demonstration delivers what the package's inference finds; here, what was found above.
+    found, asked = be.load(out / "posterior.nc"), []
 
-def test_an_untrusted_result_is_written_and_exits_with_2(files, tmp_path, capsys):
+    def find(model, problem, **options):
+        asked.append((model, problem, options))
+        return found
+
+    monkeypatch.setattr(be, "infer", find)
+    monkeypatch.setattr(folder, "write_folder", lambda *_, **__: [])
+    assert (
+        main(["demo", "--out", str(tmp_path), "--quiet", "--particles", "50", "--seed", "1"]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "true (" in printed and "Number" in printed
+    ((model, problem, options),) = asked
+    assert isinstance(model, be.StaticDipoles) and problem.n_sources == found.problem.n_sources
+    assert options["n_particles"] == 50 and not options["progress"]
+
+
+def test_an_untrusted_result_is_written_and_exits_with_2(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(folder, "figures_of", lambda _: ())  # the figures are tested above
     # Noise that is said to be a fifth of what it is: the number of dipoles hits its ceiling.
-    options = ("--particles", "50", "--runs", "1", "--max-dipoles", "2", "--noise-std", "0.2")
-    assert localize(files, tmp_path, *options) == 2
+    options = ("--runs", "1", "--noise-std", "0.2")
+    assert localize(files, tmp_path, *SIZES, *options) == 2
     assert "TOO_MANY_DIPOLES" in capsys.readouterr().err
     assert "DO NOT TRUST" in (tmp_path / "summary.txt").read_text(encoding="utf-8")
 

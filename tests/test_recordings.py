@@ -10,6 +10,9 @@ import pytest
 
 import bayes_esi as be
 
+# A whole head and hundreds of particles: minutes, not seconds.
+pytestmark = pytest.mark.slow
+
 # Where one dipole in each auditory cortex is expected, head coordinates in m.
 AUDITORY = np.array([[-0.067, -0.004, 0.060], [0.051, 0.012, 0.062]])
 # About two spacings of the 7 mm grid: three trials leave the depth that uncertain.
@@ -62,7 +65,6 @@ def test_one_dipole_in_each_auditory_cortex(recording):
     assert posterior.residual_autocorrelation > 0.3
 
 
-@pytest.mark.slow
 def test_ten_seeds_agree(recording):
     problem = problem_of(recording, ["meg"])
     posteriors = [
@@ -82,7 +84,6 @@ def test_ten_seeds_agree(recording):
             assert total_variation(first.n_dipoles_pmf, second.n_dipoles_pmf) < 0.1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kinds", [["eeg"], ["meg", "eeg"]], ids=["EEG", "MEG and EEG"])
 def test_other_sensors_run_too(recording, kinds):
     problem = problem_of(recording, kinds)
