@@ -5,6 +5,7 @@ one kernel, at every temperature: against closed forms at 0, against enumeration
 of a fine grid of scales) above.
 """
 
+import functools
 import itertools
 
 import jax
@@ -54,15 +55,18 @@ def make_proposal(neighbours, n_candidates=0, scale_steps=(0.0, 0.0)):
     )
 
 
-def apply_kernel(name, state, target, temperature, neighbours):
-    """Take N_STEPS steps of one kernel with every particle."""
+@functools.partial(jax.jit, static_argnames="name")
+def run_kernel(name, keys, state, target, temperature, neighbours):
+    """Take N_STEPS steps of one kernel with every particle: compiled once a kernel."""
     n_candidates = 4 if "candidates" in name else 0
-    proposal = make_proposal(neighbours, n_candidates, scale_steps=(0.8, 0.4))
+    # The step of a known scale is zero: it stays where it is.
+    scale_steps = (0.8, 0.0) if name == "rescale" else (0.8, 0.4)
+    proposal = make_proposal(neighbours, n_candidates, scale_steps)
 
     def step(state, key):
         if name == "rescale":
-            state, counts = rescale(key, state, target, temperature, proposal)
-        elif name == "walk":
+            return rescale(key, state, target, temperature, proposal)
+        if name == "walk":
             key_slot, key = jax.random.split(key)
             slot = jax.random.randint(key_slot, (), 0, MAX_DIPOLES)
             matrices = condition(target.gram, state.places, state.active, state.log_scales)
@@ -74,8 +78,12 @@ def apply_kernel(name, state, target, temperature, neighbours):
     def run(key, state):
         return jax.lax.scan(step, state, jax.random.split(key, N_STEPS))
 
+    return jax.vmap(run)(keys, state)
+
+
+def apply_kernel(name, state, target, temperature, neighbours):
     keys = jax.random.split(jax.random.key(6), N_PARTICLES)
-    state, counts = jax.jit(jax.vmap(run))(keys, state)
+    state, counts = run_kernel(name, keys, state, target, jnp.asarray(temperature), neighbours)
     changed = np.asarray(counts.changed).sum(axis=(0, 1))
     assert np.all(changed <= np.asarray(counts.tried).sum(axis=(0, 1)))
     return state, dict(zip(MOVES, changed, strict=True))
@@ -179,18 +187,8 @@ def test_scales_keep_their_law(temperature):
         log_scales,
         jax.vmap(value)(log_scales),
     )
-    # The step of a known scale is zero: it stays where it is.
-    proposal = make_proposal(neighbours, scale_steps=(0.8, 0.0))
-
-    def run(key, state):
-        def step(state, key):
-            return rescale(key, state, target, temperature, proposal)
-
-        return jax.lax.scan(step, state, jax.random.split(key, N_STEPS))
-
-    keys = jax.random.split(jax.random.key(6), N_PARTICLES)
-    state, counts = jax.jit(jax.vmap(run))(keys, start)
-    assert np.asarray(counts.changed)[..., MOVES.index("rescale")].mean() > 0.1
+    state, changed = apply_kernel("rescale", start, target, temperature, neighbours)
+    assert changed["rescale"] > 0.1 * N_PARTICLES * N_STEPS
     found = np.asarray(state.log_scales)
     assert stats.kstest(found[:, 0], lambda x: np.interp(x, nodes, cdf)).pvalue > P_VALUE
     np.testing.assert_array_equal(found[:, 1], 0)

@@ -136,13 +136,17 @@ def test_sweeps_leave_the_posterior_invariant(n_candidates):
     np.testing.assert_allclose(state.log_likelihood, again, rtol=0, atol=1e-9)
 
 
+# Whole runs share one shape, so that they compile once.
+MODEL = be.StaticDipoles(max_dipoles=3, moment_std=1.0)
+RUN = {"n_particles": 400, "n_runs": 2, "progress": False, "throw": False}
+
+
 def test_a_second_data_set_compiles_nothing():
-    model = be.StaticDipoles(max_dipoles=2, moment_std=1.0)
-    problem = make_problem(10)
+    problem = make_problem(20, seed=1)
     for seed in range(2):
         data = np.random.default_rng(seed).standard_normal(problem.data.shape)
         again = dataclasses.replace(problem, data=data)
-        be.infer(model, again, n_particles=50, n_runs=1, progress=False, throw=False)
+        be.infer(MODEL, again, **RUN | {"n_runs": 1})
         sizes = [f._cache_size() for f in (dipole_population._sweep_all, smc._reweight)]
         if seed == 0:
             first = sizes
@@ -150,9 +154,9 @@ def test_a_second_data_set_compiles_nothing():
 
 
 def test_an_interrupted_run_resumes_with_the_same_bits(tmp_path, monkeypatch):
-    problem, model = make_problem(20, seed=1), be.StaticDipoles(max_dipoles=3)
-    run = {"key": jax.random.key(2), "n_particles": 60, "n_runs": 2, "progress": False}
-    whole = be.infer(model, problem, throw=False, **run)
+    problem = make_problem(20, seed=1)
+    run = {**RUN, "key": jax.random.key(2)}
+    whole = be.infer(MODEL, problem, **run)
     save, n_saved = Checkpoint.save, 0
 
     def save_and_die(self, step, state):
@@ -165,17 +169,17 @@ def test_an_interrupted_run_resumes_with_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, "save", save_and_die)
     stem = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        be.infer(model, problem, throw=False, checkpoint=stem, **run)
+        be.infer(MODEL, problem, checkpoint=stem, **run)
     assert [path.name for path in tmp_path.iterdir()] == ["run.run0.npz"]
-    resumed = be.infer(model, problem, throw=False, checkpoint=stem, **run)
+    resumed = be.infer(MODEL, problem, checkpoint=stem, **run)
     assert list(tmp_path.iterdir()) == []
     for name in ("places", "active", "moment_std", "noise_std", "log_likelihood", "log_evidence"):
         np.testing.assert_array_equal(getattr(whole.draws, name), getattr(resumed.draws, name))
     n_saved = 0
     with pytest.raises(KeyboardInterrupt):
-        be.infer(model, problem, throw=False, checkpoint=stem, **run)
+        be.infer(MODEL, problem, checkpoint=stem, **run)
     with pytest.raises(ValueError, match="another run"):
-        be.infer(model, problem, throw=False, checkpoint=stem, **{**run, "n_particles": 61})
+        be.infer(MODEL, problem, checkpoint=stem, **run | {"n_particles": 401})
 
 
 @pytest.mark.slow
@@ -192,13 +196,12 @@ def test_table_and_factors_give_the_same_posterior():
 
 
 def test_single_precision_runs_and_agrees():
-    problem, model = make_problem(20, seed=1), be.StaticDipoles(max_dipoles=3, moment_std=1.0)
-    options = {"n_particles": 400, "n_runs": 2, "progress": False, "throw": False}
-    double = be.infer(model, problem, **options)
+    problem = make_problem(20, seed=1)
+    double = be.infer(MODEL, problem, **RUN)
     jax.config.update("jax_enable_x64", False)
     try:
         with pytest.warns(UserWarning, match="float32"):
-            single = be.infer(model, problem, **options)
+            single = be.infer(MODEL, problem, **RUN)
     finally:
         jax.config.update("jax_enable_x64", True)
     # Other random numbers: only what Monte Carlo leaves equal is equal.
