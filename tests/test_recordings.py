@@ -65,7 +65,7 @@ def test_one_dipole_in_each_auditory_cortex(recording):
     assert posterior.residual_autocorrelation > 0.3
 
 
-def test_ten_seeds_agree(recording):
+def test_seeds_agree(recording):
     problem = problem_of(recording, ["meg"])
     posteriors = [
         be.infer(
@@ -75,7 +75,7 @@ def test_ten_seeds_agree(recording):
             n_runs=1,
             progress=False,
         )
-        for seed in range(10)
+        for seed in range(5)
     ]
     for posterior in posteriors:
         assert np.all(np.linalg.norm(leading_pair(posterior) - AUDITORY, axis=1) < TOLERANCE)
