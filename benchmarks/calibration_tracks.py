@@ -79,9 +79,17 @@ MOMENT_MEDIAN, MOMENT_SPREAD = 2e-9, 0.7
 NOISE_MEDIAN, NOISE_SPREAD = 1.0, 0.2
 PERSISTENCE, MAX_DIPOLES = 0.8, 2
 BIRTH, DEATH = (2.0, 10.0), (2.0, 10.0)  # Beta laws of the probabilities
+# More moves of each draw than by default: ranks are uniform only among draws that are nearly
+# independent, and what moves start from is common to many.
 METHOD_OPTIONS = {
     "particle_smoother": {"n_particles": 500, "n_draws": 40, "n_renewal_moves": 500, "n_runs": 1},
-    "particle_filter": {"n_particles": 1000, "n_draws": 500, "n_runs": 1},
+    "particle_filter": {
+        "n_particles": 1000,
+        "n_draws": 500,
+        "n_runs": 1,
+        "n_moved": 1000,
+        "n_parameter_moves": 2,
+    },
     "particle_gibbs": {"n_chains": 16, "n_burn_in": 100, "n_samples": 25, "n_thin": 20},
 }
 

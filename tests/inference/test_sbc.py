@@ -16,9 +16,10 @@ jax.config.update("jax_enable_x64", True)
 # generator, whatever the number of statistics: each p-value is multiplied by their number
 # (Bonferroni; they are dependent, which it allows for). The seed is fixed, so a pass stays one.
 FAILURE_RATE = 1e-3
-# What runs this short may say of themselves: the prior often fills all places that a model has, and
-# a few draws of many chains cannot show that the chains agree.
-STATUSES = ("OK", "TOO_MANY_DIPOLES", "RUNS_DISAGREE")
+# What runs this short may say of themselves: the prior often fills all places that a model has, a
+# few draws of many chains cannot show that the chains agree, and a dipole far above the noise may
+# leave one particle of a thousand.
+STATUSES = ("OK", "TOO_MANY_DIPOLES", "RUNS_DISAGREE", "PARTICLES_COLLAPSED")
 
 
 def calibrate(protocol, method, n_replications, n_draws, seed, **changes):
@@ -171,10 +172,6 @@ def test_wrong_trajectories_are_found(tracks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "n_replications"),
-    [("particle_smoother", 60), ("particle_filter", 60), ("particle_gibbs", 60)],
-)
-def test_posteriors_of_tracks_are_calibrated(method, n_replications):
-    protocol = calibration_tracks
-    check(protocol, *calibrate(protocol, method, n_replications, 31, seed=5))
+@pytest.mark.parametrize("method", ["particle_smoother", "particle_filter", "particle_gibbs"])
+def test_posteriors_of_tracks_are_calibrated(method):
+    check(calibration_tracks, *calibrate(calibration_tracks, method, 60, 31, seed=5))
