@@ -22,8 +22,8 @@ FAILURE_RATE = 1e-3
 STATUSES = ("OK", "TOO_MANY_DIPOLES", "RUNS_DISAGREE", "PARTICLES_COLLAPSED")
 
 
-def calibrate(protocol, method, n_replications, n_draws, seed, **changes):
-    template, belief = protocol.geometry(), protocol.model()
+def calibrate(protocol, method, n_replications, n_draws, seed, belief=None, **changes):
+    template, belief = protocol.geometry(), belief or protocol.model()
     settings = {**protocol.METHOD_OPTIONS[method], **changes}
     truths, draws, notes = zip(
         *(
@@ -175,3 +175,12 @@ def test_wrong_trajectories_are_found(tracks):
 @pytest.mark.parametrize("method", ["particle_smoother", "particle_filter", "particle_gibbs"])
 def test_posteriors_of_tracks_are_calibrated(method):
     check(calibration_tracks, *calibrate(calibration_tracks, method, 60, 31, seed=5))
+
+
+@pytest.mark.slow
+def test_backward_sampling_alone_is_calibrated():
+    """Parameters given, no moves of its draws."""
+    known = calibration_tracks.model(known=True)
+    sizes = {"n_particles": 1000, "n_renewal_moves": 0}
+    run = calibrate(calibration_tracks, "particle_smoother", 200, 31, seed=5, belief=known, **sizes)
+    check(calibration_tracks, *run)
