@@ -82,7 +82,7 @@ BIRTH, DEATH = (2.0, 10.0), (2.0, 10.0)  # Beta laws of the probabilities
 # More moves of each draw than by default: ranks are uniform only among draws that are nearly
 # independent, and what moves start from is common to many.
 METHOD_OPTIONS = {
-    "particle_smoother": {"n_particles": 500, "n_draws": 40, "n_renewal_moves": 500, "n_runs": 1},
+    "particle_smoother": {"n_particles": 500, "n_draws": 310, "n_runs": 1},
     "particle_filter": {
         "n_particles": 1000,
         "n_draws": 500,

@@ -89,7 +89,7 @@ _MAX_TOTAL_VARIATION = 0.2
 _MAX_EVIDENCE_STD = 3.0
 _MAX_TRUNCATED = 0.05
 _LEAST_ESS = 2.0
-# States kept of each chain that starts from an ancestral line.
+# States kept of each chain of the smoother whose start is not a draw of its own.
 _N_KEPT = 10
 
 
@@ -308,7 +308,11 @@ def _smooth(key, target, options, progress, description):
         progress=progress,
         description=description,
     )
-    renewal, n_kept = np.full(n_times, np.nan), 1
+    # Draws that share ancestors or parameters: fewer of them, moved more often and kept more than
+    # once, tell more at the same cost.
+    is_alike = smoothed is None or any(prior.is_unknown)
+    n_kept = _N_KEPT if is_alike and options["n_renewal_moves"] and n_draws % _N_KEPT == 0 else 1
+    renewal = np.full(n_times, np.nan)
     if smoothed is None:
         state, info = particle_filter.run(
             key_filter,
@@ -318,12 +322,11 @@ def _smooth(key, target, options, progress, description):
             progress=progress,
             description=f"{description}, with moves",
         )
-        # Lines have few ancestors: fewer of them, moved more often, tell more at the same cost.
-        n_kept = _N_KEPT if options["n_renewal_moves"] and n_draws % _N_KEPT == 0 else 1
         places, is_new, parameters = _lines(key_lines, state, n_draws // n_kept, n_times)
     else:
         places, is_new, state, info, renewal[:-1] = smoothed
-        parameters = np.broadcast_to(np.asarray(parameters), (n_draws, len(parameters)))
+        places, is_new = places[::n_kept], is_new[::n_kept]
+        parameters = np.broadcast_to(np.asarray(parameters), (len(places), len(parameters)))
     trace = _trace(info) | {"renewal": renewal, "renewal_acceptance": np.nan}
     if options["n_renewal_moves"]:
         places, is_new, parameters, _, trace["renewal_acceptance"] = track_renewal.run(
