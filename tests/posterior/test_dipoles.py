@@ -11,6 +11,9 @@ import bayes_esi as be
 from bayes_esi.posterior.credible import credible_set
 from bayes_esi.posterior.matching import match
 
+# One number of particles for all runs of this file: they compile once.
+OPTIONS = {"n_particles": 150, "n_runs": 2, "progress": False, "throw": False}
+
 
 @pytest.fixture(scope="module")
 def posterior():
@@ -23,7 +26,7 @@ def posterior():
     groups = ["meg"] * 6 + ["eeg"] * 6
     problem = be.Problem.from_arrays(data, lead_field, pos, noise_groups=groups)
     model = be.StaticDipoles(1.0, 3, moment_std=dist.HalfNormal(2.0))
-    return be.infer(model, problem, n_particles=150, n_runs=2, progress=False, throw=False)
+    return be.infer(model, problem, **OPTIONS)
 
 
 def test_pmf_intensity_and_regions_agree(posterior):
@@ -177,9 +180,8 @@ def test_arguments_are_checked_before_anything_is_computed(posterior):
 
 
 def test_the_same_key_gives_the_same_bits_and_evidence_compares(posterior):
-    options = {"n_particles": 64, "n_runs": 2, "progress": False, "throw": False}
     one, two = (
-        be.infer(posterior.model, posterior.problem, key=jax.random.key(7), **options)
+        be.infer(posterior.model, posterior.problem, key=jax.random.key(7), **OPTIONS)
         for _ in range(2)
     )
     assert np.array_equal(one.draws.log_likelihood, two.draws.log_likelihood)
@@ -196,5 +198,5 @@ def test_a_result_that_cannot_be_trusted_says_so(posterior):
     with pytest.raises(be.InferenceError, match="TOO_MANY_DIPOLES.*raise max_dipoles") as caught:
         be.infer(model, posterior.problem, **options)
     assert caught.value.posterior.status is be.Status.TOO_MANY_DIPOLES
-    stalled = be.infer(posterior.model, posterior.problem, max_steps=2, throw=False, **options)
+    stalled = be.infer(posterior.model, posterior.problem, max_steps=2, **OPTIONS)
     assert stalled.status is be.Status.TEMPERING_STALLED
