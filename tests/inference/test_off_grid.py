@@ -20,7 +20,7 @@ from bayes_esi.inference.off_grid_operator import grid_operator, head_operator, 
 from bayes_esi.posterior.off_grid import OffGridPosterior
 
 HEAD = Sphere(radii=[0.08, 0.086, 0.092], sigma_radial=[0.33, 0.0125, 0.33])
-STEP = 0.01
+STEP, FINEST = 0.01, 0.007  # m
 TRUTH = np.array([[0.0331, 0.0124, 0.0437], [-0.0412, -0.0168, 0.0279]])
 MOMENTS = 2e-8 * np.array([[0.2, 1.0, -0.3], [0.5, 0.2, 1.0]])
 
@@ -154,10 +154,9 @@ def test_a_second_problem_of_the_same_shape_compiles_nothing(posterior):
     assert hamiltonian._advance._cache_size() == size
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["head", "grid"])
-def test_two_dipoles_agree_with_smc_on_the_finest_grid(kind):
-    """EEG with average reference, both kinds of operators."""
+@pytest.fixture(scope="module")
+def two_dipoles():
+    """EEG with average reference of two dipoles, its sensors, and SMC on the finest grid."""
     names = [f"E{i}" for i in range(40)]
     sensors = make_sensors([electrode(pos) for pos in cap(40, 0.092)], names, ["eeg"] * 40)
     reference = np.eye(40) - 1 / 40
@@ -168,8 +167,7 @@ def test_two_dipoles_agree_with_smc_on_the_finest_grid(kind):
     def referenced(pos):
         return np.einsum("cd,dsx->csx", reference, np.asarray(absolute(pos)))
 
-    step = 0.007
-    plain = make_problem(2, step=step, lead_field=absolute, snr=10.0)
+    plain = make_problem(2, step=FINEST, lead_field=absolute, snr=10.0)
     colouring = np.linalg.pinv(plain.whitener)
     problem = be.Problem.from_arrays(
         reference @ colouring @ plain.data,
@@ -180,15 +178,22 @@ def test_two_dipoles_agree_with_smc_on_the_finest_grid(kind):
     )
     assert len(problem.data) == 39
     model = be.StaticDipoles(max_dipoles=4)
-    grid = be.infer(model, problem, n_particles=300, n_runs=2, progress=False)
+    return problem, sensors, be.infer(model, problem, n_particles=300, n_runs=2, progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["head", "grid"])
+def test_two_dipoles_agree_with_smc_on_the_finest_grid(kind, two_dipoles):
+    """Both kinds of operators."""
+    problem, sensors, grid = two_dipoles
     operator = head_operator(problem, HEAD, sensors) if kind == "head" else None
-    posterior = OffGridPosterior.sample(jax.random.key(3), model, problem, grid, operator)
+    posterior = OffGridPosterior.sample(jax.random.key(3), grid.model, problem, grid, operator)
     assert posterior.n_dipoles == 2
     assert posterior.status is be.Status.OK
     assert posterior.r_hat < 1.01
     assert posterior.draws.diverging.sum() <= 4  # of 4,000
     for ours, theirs in zip(posterior.dipoles(), grid.dipoles(), strict=True):
-        assert np.linalg.norm(ours.pos - theirs.pos) < step
+        assert np.linalg.norm(ours.pos - theirs.pos) < FINEST
         error = min((ours.pos - place for place in TRUTH), key=np.linalg.norm)
         assert error @ np.linalg.solve(ours.pos_cov, error) < 16.3  # 99.9 %
 
