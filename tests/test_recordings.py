@@ -1,9 +1,6 @@
 """The main job on a real recording: the left auditory response of the MNE sample subject."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import auditory_tracks
 import jax
 import numpy as np
 import pytest
@@ -65,7 +62,7 @@ def test_one_dipole_in_each_auditory_cortex(recording):
     assert posterior.residual_autocorrelation > 0.3
 
 
-def test_seeds_agree(recording):
+def test_ten_seeds_agree(recording):
     problem = problem_of(recording, ["meg"])
     posteriors = [
         be.infer(
@@ -75,7 +72,7 @@ def test_seeds_agree(recording):
             n_runs=1,
             progress=False,
         )
-        for seed in range(5)
+        for seed in range(10)
     ]
     for posterior in posteriors:
         assert np.all(np.linalg.norm(leading_pair(posterior) - AUDITORY, axis=1) < TOLERANCE)
@@ -98,17 +95,11 @@ def test_other_sensors_run_too(recording, kinds):
     )
 
 
-@pytest.mark.slow
-def test_dipoles_are_born_in_both_auditory_cortices(data_dir, monkeypatch):
+def test_dipoles_are_born_in_both_auditory_cortices(data_dir):
     """Half the burn-in and chains of `benchmarks/auditory_tracks.py`, one of its seeds."""
-    folder = Path(__file__).parents[1] / "benchmarks"
-    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
-    spec = importlib.util.spec_from_file_location("auditory", folder / "auditory_tracks.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     posterior = be.infer(
-        script.model(),
-        script.problem(data_dir),
+        auditory_tracks.model(),
+        auditory_tracks.problem(data_dir),
         method="particle_gibbs",
         progress=False,
         throw=False,
@@ -119,6 +110,6 @@ def test_dipoles_are_born_in_both_auditory_cortices(data_dir, monkeypatch):
     # Above two dipoles the chains need not agree on the number.
     assert posterior.status in (be.Status.OK, be.Status.RUNS_DISAGREE)
     for side in ("left", "right"):
-        found = script.n100m(posterior, side)
+        found = auditory_tracks.n100m(posterior, side)
         assert found["probability"] > 0.5
         assert 70 <= found["peak_ms"] <= 120

@@ -167,7 +167,7 @@ def test_start_must_fit_the_options():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, n_orient", [("one", 3), ("two", 1), ("walk", 3)])
+@pytest.mark.parametrize("name, n_orient", [("one", 3), ("two", 1), ("walk", 1), ("walk", 3)])
 def test_smoothing_law_is_that_of_all_trajectories(name, n_orient):
     problem, model = getattr(track_oracle, f"toy_{name}")(n_orient)
     truth = track_oracle.exact(problem, model)
