@@ -55,3 +55,24 @@ def test_distributed_sources_are_those_of_the_kept_results():
     assert f"{whole['memory_without_output_mib']:,.0f} MiB" in readme
     assert f"{result['evidence']['value_and_gradient_ms']:.1f} ms" in readme
     assert f"included | {result['coupled']['seconds_with_compilation']:.0f} s" in readme
+
+
+def test_dipoles_in_time_are_those_of_the_kept_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = ROOT / "benchmarks/results"
+    tracks = json.loads((results / "auditory_tracks_particle_gibbs.json").read_text("utf-8"))
+    assert tracks["all_within_70_to_120_ms"] and len(tracks["seeds"]) == 10
+    both = [row[side] for row in tracks["seeds"] for side in ("left", "right")]
+    probabilities = [found["probability"] for found in both]
+    assert f"probability {min(probabilities):.2f} to {max(probabilities):.2f}" in readme
+    peaks = (
+        {round(found["peak_ms"]) for found in both[::2]},
+        {round(f["peak_ms"]) for f in both[1::2]},
+    )
+    assert peaks == ({93, 105}, {93}) and "93-105 ms\n(left) and 93 ms (right)" in readme
+    for method in ("particle_gibbs", "particle_filter", "particle_smoother"):
+        path = results / f"calibration_dynamic_dipoles_{method}.json"
+        result = json.loads(path.read_text("utf-8"))
+        lowest = min(test["p_value"] for test in result["statistics"].values())
+        assert f"{lowest:.2g} for" in readme.replace("\n", " ")
+        assert f"`{method}` ({result['replications']}" in readme

@@ -195,6 +195,7 @@ def test_table_and_factors_give_the_same_posterior():
         be.infer(model, problem, memory_limit=1000, **options)
 
 
+@pytest.mark.slow
 def test_single_precision_runs_and_agrees():
     problem = make_problem(20, seed=1)
     double = be.infer(MODEL, problem, **RUN)
