@@ -80,7 +80,7 @@ _PILOT = {"n_chains": 8, "n_burn_in": 500, "n_samples": 100, "n_thin": 5, "n_tra
 # How much wider than their posterior the law of the first parameters is, and how wide at least:
 # importance weights are bounded if it is wider. Particles of the filter can be spread out, one set
 # of a whole run cannot.
-_WIDER = {"particle_filter": 1.5, "particle_smoother": 1.2}
+_WIDER = 1.5
 _LEAST_STD = {"particle_filter": 0.05, "particle_smoother": 0.01}
 _N_GUESSES = 256
 # Runs agree if their laws of the number differ, on average over samples, by no more than this
@@ -293,8 +293,6 @@ def _smooth(key, target, options, progress, description):
     prior, reference = target.prior, target.reference
     guesses = reference.sample_parameters(key_draw, _N_GUESSES)
     parameters = guesses[0]
-    log_ratio = prior.log_density_of_parameters(parameters)
-    log_ratio = float(log_ratio - reference.log_density_of_parameters(parameters))
     target = target.fixed(parameters)
     smoothed = particle_smoother.run(
         key_run,
@@ -335,14 +333,15 @@ def _smooth(key, target, options, progress, description):
             places,
             is_new,
             parameters,
-            np.std(np.asarray(guesses), axis=0) / _WIDER["particle_smoother"],
+            np.std(np.asarray(guesses), axis=0) / _WIDER,
             n_kept * options["n_renewal_moves"],
             n_kept=n_kept,
             progress=progress,
             description=f"{description}, moves",
         )
     laws = _laws(places, prior.max_dipoles)
-    log_evidence = float(state.log_evidence) + log_ratio
+    # With fixed parameters the filter's evidence holds their prior density.
+    log_evidence = float(state.log_evidence - reference.log_density_of_parameters(guesses[0]))
     return (places, is_new, parameters), log_evidence, trace, (laws, np.zeros(0))
 
 
@@ -375,7 +374,7 @@ def _pilot(key, target, method, progress):
     )
     values = np.asarray(draws.parameters, np.float64).reshape(-1, len(prior.is_unknown))
     mean = values.mean(axis=0)
-    std = np.maximum(_WIDER[method] * values.std(axis=0), _LEAST_STD[method])
+    std = np.maximum(_WIDER * values.std(axis=0), _LEAST_STD[method])
     n_scales = len(prior.scales)
     scales = map(pin_scale, prior.scales, mean[:n_scales], std[:n_scales])
     chances = map(pin_probability, prior.probabilities, mean[n_scales:], std[n_scales:])
