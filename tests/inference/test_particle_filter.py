@@ -462,20 +462,23 @@ def test_evidence_with_unknown_scales_is_that_of_a_grid():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "n_orient", "proposal"),
+    ("name", "n_orient", "seed", "proposal"),
     [
-        ("one", 3, "survey"),
-        ("two", 1, "survey"),
-        ("walk", 1, "survey"),
-        ("two", 1, "bootstrap"),
+        ("one", 3, 0, "survey"),
+        ("one", 3, 1, "survey"),
+        ("two", 1, 0, "survey"),
+        ("two", 1, 1, "survey"),
+        ("two", 1, 2, "survey"),
+        ("walk", 1, 0, "survey"),
+        ("two", 1, 0, "bootstrap"),
     ],
 )
-def test_infer_gives_the_exact_filtering_law(name, n_orient, proposal):
+def test_infer_gives_the_exact_filtering_law(name, n_orient, seed, proposal):
     problem, model, _, truth = solve(name, n_orient)
     posterior = be.infer(
         model,
         problem,
-        jax.random.key(0),
+        jax.random.key(seed),
         "particle_filter",
         progress=False,
         throw=False,
