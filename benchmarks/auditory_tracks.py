@@ -35,6 +35,7 @@ PEAK_WINDOW = (0.05, 0.15)  # s
 OPTIONS = {
     "particle_gibbs": {"n_burn_in": 2000, "n_samples": 300},
     "particle_smoother": {"n_renewal_moves": 200},
+    "smc": {},
 }
 
 

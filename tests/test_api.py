@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 import bayes_esi as be
 from bayes_esi.core.status import Status
 from bayes_esi.inference import dipole_inference, smc
-from bayes_esi.inference.dipole_inference import _stack_traces, _verdict, check_options, repeat
+from bayes_esi.inference.dipole_inference import _verdict, check_options, repeat
 from bayes_esi.inference.dipole_target import Dipoles
 
 
@@ -148,17 +148,6 @@ def test_every_status_has_a_cause_and_a_remedy():
         assert status.name in str(error)
         assert status.cause in str(error) and status.remedy in str(error)
         assert status.is_trustworthy == (status is Status.OK)
-
-
-def test_traces_of_different_lengths_end_in_nan():
-    traces = [
-        {"ess": np.arange(3), "rate": np.ones((3, 2)), "n_sets": 5},
-        {"ess": np.arange(2), "rate": np.ones((2, 2)), "n_sets": 6},
-    ]
-    stacked = _stack_traces(traces)
-    np.testing.assert_array_equal(stacked["ess"], [[0, 1, 2], [0, 1, np.nan]])
-    assert stacked["rate"].shape == (2, 3, 2) and np.isnan(stacked["rate"][1, 2]).all()
-    np.testing.assert_array_equal(stacked["n_sets"], [5, 6])
 
 
 def belief(log_evidence, std, status=Status.OK, problem=None):

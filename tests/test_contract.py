@@ -50,6 +50,7 @@ OPTIONS = {
         "n_thin": 1,
         "n_tracks": 8,
     },
+    "smc": {"n_particles": 20, "n_runs": 2, "n_moves": 2, "n_kept": 1},
     "nuts": {"n_chains": 2, "n_warmup": 30, "n_samples": 30, "n_components": 4},
     "em": {"max_steps": 2, "n_draws": 4},
 }
@@ -60,7 +61,7 @@ ALL = [
     for method in methods
 ]
 # Chains, particles and simulated series compile for seconds.
-COSTLY = ("nuts", "em", "particle_smoother", "particle_filter", "particle_gibbs")
+COSTLY = ("nuts", "em", "particle_smoother", "particle_filter", "particle_gibbs", "smc")
 PAIRS = [
     pytest.param(
         *pair,
@@ -128,6 +129,8 @@ def test_single_precision_tells_the_same_of_tracks(method):
     more = {"n_particles": 1000, "n_draws": 1000, "n_runs": 4, "n_renewal_moves": 20}
     if method == "particle_filter":
         del more["n_renewal_moves"]
+    if method == "smc":
+        more = {"n_particles": 200, "n_runs": 4, "n_moves": 20, "n_kept": 5}
     if method == "particle_gibbs":
         more = {"n_chains": 64, "n_samples": 60, "n_burn_in": 200, "n_thin": 5}
     told = []

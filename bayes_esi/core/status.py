@@ -26,8 +26,13 @@ class Status(enum.Enum):
     RUNS_DISAGREE = (
         "independent runs gave different answers (their log evidences or dipole numbers differ "
         "by more than chance)",
-        "raise n_particles or n_sweeps, of chains n_burn_in; for dipoles in time try "
-        "method='particle_gibbs'; do not interpret this posterior",
+        "raise n_particles or n_sweeps, of chains n_burn_in; for dipoles in time try method='smc' "
+        "or 'particle_gibbs'; do not interpret this posterior",
+    )
+    NOT_MIXED = (
+        "at some temperature the moves hardly changed the population, so all runs may share one "
+        "error that their agreement hides",
+        "raise max_rounds or n_moves",
     )
     SCALE_AT_BOUND = (
         "an unknown scale (source_std or noise_std) ran into the end of its prior, so the prior "

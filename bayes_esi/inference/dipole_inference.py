@@ -20,6 +20,7 @@ from ..models.static_dipoles import dipole_prior, reference_prior
 from . import pursuit
 from .dipole_target import Dipoles, Target
 from .options import fill_options
+from .tempering import stack_traces
 
 __all__ = ["OPTIONS", "Result", "check_options", "prepare", "repeat", "run", "solve"]
 
@@ -200,7 +201,7 @@ def repeat(module, key, model, problem, options, *, progress, checkpoint):
     status = next((s for s in statuses if s is not Status.OK), Status.OK)
     if status is Status.OK:
         status = _verdict(draws, log_evidence, model.max_dipoles)
-    return Result(draws, log_evidence, _stack_traces(traces), status, None)
+    return Result(draws, log_evidence, stack_traces(traces), status, None)
 
 
 def solve(module, key, model, problem, options, *, progress, checkpoint):
@@ -209,7 +210,7 @@ def solve(module, key, model, problem, options, *, progress, checkpoint):
     target, _, _ = prepare(model, problem, options["memory_limit"])
     exact = module.run(key, target, options, progress=progress, description="enumerate")
     draws = jax.tree.map(lambda leaf: np.asarray(leaf)[None], exact.draws)
-    trace = _stack_traces([exact.trace])
+    trace = stack_traces([exact.trace])
     status = exact.status
     if status is Status.OK:
         status = _truncation(exact.n_dipoles_pmf)
@@ -232,19 +233,3 @@ def _truncation(n_dipoles_pmf):
     """Whether the largest allowed number is too probable; one at most is a question, no bound."""
     is_hit = len(n_dipoles_pmf) > 2 and n_dipoles_pmf[-1] > _MAX_TRUNCATED
     return Status.TOO_MANY_DIPOLES if is_hit else Status.OK
-
-
-def _stack_traces(traces):
-    """Stack runs of different lengths, padded with NaN at the end."""
-    stacked = {}
-    for name in traces[0]:
-        values = [np.asarray(trace[name], np.float64) for trace in traces]
-        length = max((v.shape[0] for v in values if v.ndim), default=0)
-        padded = [
-            np.pad(v, ((0, length - len(v)), *((0, 0),) * (v.ndim - 1)), constant_values=np.nan)
-            if v.ndim
-            else v
-            for v in values
-        ]
-        stacked[name] = np.stack(padded)
-    return stacked

@@ -16,7 +16,7 @@ METHODS = {
     AutoregressiveSources: ("kalman_smoother", "kalman_filter", "nuts"),
     CoupledSources: ("kalman_smoother", "kalman_filter", "em", "block_diagonal"),
     StaticDipoles: ("smc", "reversible_jump", "enumerate"),
-    DynamicDipoles: ("particle_smoother", "particle_filter", "particle_gibbs"),
+    DynamicDipoles: ("particle_smoother", "particle_filter", "particle_gibbs", "smc"),
 }
 
 # The module that runs the methods of a model: `check_options` and `run` by the method's name.

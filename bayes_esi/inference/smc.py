@@ -5,7 +5,7 @@
 Particles start from the prior. Each step raises b as far as the conditional effective sample
 size (CESS) allows, reweights, resamples when the effective sample size is low, and moves every
 particle with kernels that leave the tempered target invariant (`dipole_moves`). The evidence
-is the product of the mean incremental weights.
+is the product of the mean incremental weights (`tempering`).
 
 At b = 1 the population goes on moving for a few sweeps and all of these states are kept: every
 one is a draw of the posterior, and together they estimate it better than the last alone
@@ -15,8 +15,7 @@ Cost of one sweep of one particle O(n_dipoles (n_candidates + degree) (d n_dipol
 independent of channels and samples once the Gram blocks are tabulated.
 
 References: Del Moral, Doucet, Jasra 2006, doi:10.1111/j.1467-9868.2006.00553.x (SMC samplers);
-Zhou, Johansen, Aston 2016, doi:10.1080/10618600.2015.1060885 (CESS); Dau, Chopin 2022,
-doi:10.1111/rssb.12475 (waste-free SMC); Sorrentino, Luria, Aramini 2014,
+Dau, Chopin 2022, doi:10.1111/rssb.12475 (waste-free SMC); Sorrentino, Luria, Aramini 2014,
 doi:10.1088/0266-5611/30/4/045010 (the model).
 """
 
@@ -32,7 +31,7 @@ from ..core.types import Array, Float, Int
 from .dipole_moves import MOVES
 from .dipole_population import draw_reference, move, refresh_proposal
 from .dipole_target import Dipoles, log_ratio
-from .resampling import systematic
+from .tempering import reweight
 
 __all__ = ["Info", "State", "init", "run", "step"]
 
@@ -164,42 +163,17 @@ def run(key, target, neighbours, options, *, progress, description, checkpoint):
 
 @jax.jit
 def _reweight(key, state, target, cess_target, ess_threshold):
-    """Find the next inverse temperature, weigh, and resample if need be."""
     value = jax.vmap(log_ratio, in_axes=(None, 0))(target, state.particles)
-    n_particles = value.shape[0]
-    start = state.inverse_temperature
-
-    def cess(temperature):
-        log_increment = (temperature - start) * value
-        first = jax.nn.logsumexp(state.log_weights + log_increment)
-        second = jax.nn.logsumexp(state.log_weights + 2 * log_increment)
-        return jnp.exp(2 * first - second)
-
-    def halve(_, bounds):
-        low, high = bounds
-        middle = 0.5 * (low + high)
-        is_short = cess(middle) > cess_target
-        return jnp.where(is_short, middle, low), jnp.where(is_short, high, middle)
-
-    low, _ = jax.lax.fori_loop(0, 60, halve, (start, jnp.ones_like(start)))
-    # Never stand still: floats next to each other may share one CESS.
-    low = jnp.maximum(low, jnp.nextafter(start, jnp.ones_like(start)))
-    temperature = jnp.where(cess(jnp.ones_like(start)) >= cess_target, 1.0, low)
-    log_weights = state.log_weights + (temperature - start) * value
-    increment = jax.nn.logsumexp(log_weights)
-    log_weights = log_weights - increment
-    ess = jnp.exp(-jax.nn.logsumexp(2 * log_weights))
-    is_low = (ess < ess_threshold * n_particles) | (temperature == 1)
-    ancestors = jnp.where(
-        is_low, systematic(key, log_weights), jnp.arange(n_particles, dtype=jnp.int32)
+    told = reweight(
+        key, state.log_weights, state.inverse_temperature, value, cess_target, ess_threshold
     )
     state = state._replace(
-        particles=jax.tree.map(lambda leaf: leaf[ancestors], state.particles),
-        log_weights=jnp.where(is_low, -jnp.log(1.0 * n_particles), log_weights),
-        inverse_temperature=temperature,
-        log_evidence=state.log_evidence + increment,
+        particles=jax.tree.map(lambda leaf: leaf[told.ancestors], state.particles),
+        log_weights=told.log_weights,
+        inverse_temperature=told.inverse_temperature,
+        log_evidence=state.log_evidence + told.log_evidence_increment,
     )
-    return state, ess, increment
+    return state, told.ess, told.log_evidence_increment
 
 
 def _sweeps_wanted(acceptance, options):

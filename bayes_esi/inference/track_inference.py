@@ -6,6 +6,8 @@ prior over it, so that the evidence stays unbiased. The smoother draws one set f
 weighs the run instead: particles with sets of their own would be judged by the first samples, and
 one that explains the later ones may be lost by then. Reversible jump moves of its
 trajectories, which keep the joint law, renew the parameters, too.
+
+Samplers of whole trajectories, `particle_gibbs` and `smc`, start from the prior and need no pilot.
 """
 
 import dataclasses
@@ -31,9 +33,11 @@ from . import (
     particle_gibbs,
     particle_smoother,
     track_renewal,
+    track_smc,
 )
 from .options import fill_options
 from .resampling import systematic
+from .tempering import stack_traces
 from .track_target import Target
 
 __all__ = ["OPTIONS", "TrackResult", "check_options", "prepare", "run"]
@@ -72,6 +76,17 @@ OPTIONS = {
         "n_thin": (10, check_count),
         "n_tracks": (None, check_count),
         "memory_limit": _SHARED["memory_limit"],
+    },
+    "smc": _SHARED
+    | {
+        "n_particles": (100, check_count),
+        "ess_threshold": (0.5, check_fraction),
+        "cess_target": (0.8, check_fraction),
+        "n_moves": (40, check_count),
+        "max_rounds": (5, check_count),
+        "n_kept": (5, check_count),
+        "n_tracks": (None, check_count),
+        "max_steps": (1000, check_count),
     },
 }
 
@@ -168,7 +183,8 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
         Checked.
     progress : bool
     checkpoint : path-like or None
-        Stem of the file that lets interrupted chains go on. Particle methods have none.
+        Stem of the files that let interrupted chains and populations go on. Filters and smoothers
+        have none.
 
     Returns
     -------
@@ -182,6 +198,8 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
     target = prepare(model, problem, options["memory_limit"])
     if method == "particle_gibbs":
         return _sample_chains(key, target, options, progress, checkpoint)
+    if method == "smc":
+        return _temper(key, target, options, progress, checkpoint)
     if checkpoint is not None:
         raise ValueError(f"checkpoint: {method} has nothing to resume; leave it out.")
     key_pilot, key_runs = jax.random.split(key)
@@ -222,10 +240,7 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
 
 def _sample_chains(key, target, options, progress, checkpoint):
     """Markov chains of whole trajectories: each chain counts as a run."""
-    file = Checkpoint(None, "")
-    if checkpoint is not None:
-        settings = np.array(str(sorted(options.items())), "S")
-        file = Checkpoint(f"{checkpoint}.npz", fingerprint(key, target, settings))
+    file = _file(checkpoint, "", key, target, options)
     tracks, trace, status = particle_gibbs.run(
         key,
         target,
@@ -235,21 +250,80 @@ def _sample_chains(key, target, options, progress, checkpoint):
         checkpoint=file,
     )
     file.clear()
-    n_times, n_slots = target.gram.n_times, target.prior.max_dipoles
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tracks)
-    trajectories = track_renewal.trajectories(flat, n_times, n_slots)
-    shape = tracks.log_likelihood.shape
-    places, is_new = (np.asarray(part).reshape(*shape, n_times, n_slots) for part in trajectories)
+    places, is_new = _trajectories(tracks, target)
     return TrackResult(
         places=places,
         is_new=is_new,
         parameters=np.asarray(tracks.parameters),
         log_likelihood=np.asarray(tracks.log_likelihood, np.float64),
-        log_evidence=np.full(shape[0], np.nan),
+        log_evidence=np.full(len(places), np.nan),
         trace=trace,
         n_dipoles_pmf=None,
         intensity=None,
         status=status,
+    )
+
+
+def _temper(key, target, options, progress, checkpoint):
+    """Populations of whole trajectories, each tempered from the prior by itself."""
+    outcomes, files = [], []
+    for i in range(options["n_runs"]):
+        settings = {k: v for k, v in options.items() if k != "n_runs"}
+        files.append(_file(checkpoint, f".run{i}", key, target, settings))
+        outcomes.append(
+            track_smc.run(
+                jax.random.fold_in(key, i),
+                target,
+                options,
+                progress=progress,
+                description=f"smc run {i + 1}/{options['n_runs']}",
+                checkpoint=files[-1],
+            )
+        )
+    for file in files:
+        file.clear()
+    draws, log_evidence, traces, statuses = zip(*outcomes, strict=True)
+    log_evidence = np.array(log_evidence)
+    # Runs may have room for different numbers of tracks: in slots they are of one shape.
+    places, is_new = (
+        np.concatenate(part)
+        for part in zip(
+            *[_trajectories(jax.tree.map(lambda x: x[None], d), target) for d in draws], strict=True
+        )
+    )
+    status = next((s for s in statuses if s is not Status.OK), Status.OK)
+    if status is Status.OK:
+        pmfs = np.stack([_laws(p, target.prior.max_dipoles) for p in places])
+        status = _agreement(pmfs, log_evidence, target)
+    return TrackResult(
+        places=places,
+        is_new=is_new,
+        parameters=np.stack([d.parameters for d in draws]),
+        log_likelihood=np.stack([d.log_likelihood for d in draws]).astype(np.float64),
+        log_evidence=log_evidence,
+        trace=stack_traces(traces),
+        n_dipoles_pmf=None,
+        intensity=None,
+        status=status,
+    )
+
+
+def _file(checkpoint, suffix, key, target, options):
+    """Where an interrupted run is kept; nowhere if `checkpoint` is None."""
+    if checkpoint is None:
+        return Checkpoint(None, "")
+    settings = np.array(str(sorted(options.items())), "S")
+    return Checkpoint(f"{checkpoint}{suffix}.npz", fingerprint(key, target, settings))
+
+
+def _trajectories(tracks, target):
+    """Put tracks (n_runs, n_draws, ...) into slots: places and is_new, NumPy."""
+    n_times, n_slots = target.gram.n_times, target.prior.max_dipoles
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tracks)
+    shape = (*tracks.log_likelihood.shape, n_times, n_slots)
+    return tuple(
+        np.asarray(part).reshape(shape)
+        for part in track_renewal.trajectories(flat, n_times, n_slots)
     )
 
 
@@ -425,6 +499,11 @@ def _verdict(pmfs, log_evidence, ess, target):
         return Status.NOT_FINITE
     if np.mean(ess.min(axis=1) < _LEAST_ESS) > 0.5:
         return Status.PARTICLES_COLLAPSED
+    return _agreement(pmfs, log_evidence, target)
+
+
+def _agreement(pmfs, log_evidence, target):
+    """Whether runs tell the same story, and whether max_dipoles leaves it room."""
     pooled = pmfs.mean(axis=0)
     distance = 0.5 * np.abs(pmfs - pooled).sum(axis=2).mean(axis=1).max()
     spread = np.std(log_evidence, ddof=1) if len(log_evidence) > 1 else 0.0

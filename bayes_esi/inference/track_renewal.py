@@ -18,7 +18,7 @@ from ..core.drive import progress_bar
 from . import particle_gibbs
 from .track_target import Tracks, from_trajectory, to_trajectory
 
-__all__ = ["run", "trajectories"]
+__all__ = ["run", "tracks_of", "trajectories"]
 
 _LEAST_ROUNDS = 10
 
@@ -64,7 +64,7 @@ def run(
     key_size, key_init, key_steps = jax.random.split(key, 3)
     n_found = int(is_new.sum(axis=(1, 2)).max())
     n_tracks = max(particle_gibbs.most_tracks(target, key_size), n_found + 1)
-    start = _tracks(places, is_new, parameters, n_tracks, target.prior.neighbours is not None)
+    start = tracks_of(places, is_new, parameters, n_tracks, target.prior.neighbours is not None)
     options = {"n_chains": n_chains, "n_tracks": n_tracks}
     state = particle_gibbs.init(key_init, target, options, start)
     # So that the mean of old and new is this variance.
@@ -93,7 +93,8 @@ def run(
     return *(np.concatenate(part) for part in zip(*kept, strict=True)), acceptance
 
 
-def _tracks(places, is_new, parameters, n_tracks, is_walking):
+def tracks_of(places, is_new, parameters, n_tracks, is_walking):
+    """Read trajectories, (n_draws, n_times, n_slots), as stacked sets of tracks, not evaluated."""
     rows = [
         from_trajectory(p, n, n_tracks, is_walking=is_walking)
         for p, n in zip(places, is_new, strict=True)

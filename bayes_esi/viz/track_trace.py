@@ -9,7 +9,13 @@ from .common import COLOURS, take_axes, write_note
 
 __all__ = ["plot_trace"]
 
-# Of particle methods: names in the trace, of which the first that is there is drawn.
+# Of tempered populations: against the number of the temperature.
+_TEMPERING = {
+    "inverse_temperature": "inverse temperature",
+    "population_ess": "effective sample size (trajectories)",
+    "correlation": "correlation of log likelihoods\nbefore and after the moves",
+}
+# Of filters and smoothers: names in the trace, of which the first that is there is drawn.
 _SERIES = (("ess",), ("renewal", "n_ancestors"), ("log_evidence_increment",))
 _LABELS = {
     "ess": "effective sample size (particles)",
@@ -30,15 +36,25 @@ def plot_trace(posterior, *, axes=None):
     Returns
     -------
     (3,) array of Axes
-        Of particle methods over time in ms: effective sample size; how many trajectories there
+        Of filters and smoothers over time in ms: effective sample size; how many trajectories there
         are; log evidence that a sample adds. A filter's draws are the lines of its final particles:
         where these have few distinct ancestors, the draws are copies of few trajectories. A
-        smoother draws the past of a trajectory afresh, the more often the better. Of other
-        methods over draws: log likelihood, number of tracks, scale of the moments.
+        smoother draws the past of a trajectory afresh, the more often the better. Of tempered
+        populations over temperatures: the inverse temperature, effective sample size, and what the
+        moves left of the correlation with the population before them. Of other methods over
+        draws: log likelihood, number of tracks, scale of the moments.
     """
     axes = take_axes(axes, 3, 3, (3.9, 3.2), "one for each quantity")
     trace = {name: np.asarray(value, float) for name, value in posterior.draws.trace.items()}
     series = [[n for n in names if _is_series(trace.get(n), posterior)] for names in _SERIES]
+    if "inverse_temperature" in trace:
+        steps = np.arange(1, trace["inverse_temperature"].shape[1] + 1)
+        for ax, (name, label) in zip(axes, _TEMPERING.items(), strict=True):
+            _draw_runs(ax, steps, trace[name])
+            ax.set(xlabel="temperature", ylabel=label)
+        axes[0].set_yscale("log")
+        axes[1].set_ylim(bottom=0)
+        return axes
     if not any(series):
         _draw_chains(axes, posterior)
         return axes

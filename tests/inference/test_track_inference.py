@@ -21,6 +21,7 @@ QUICK = {
         "n_thin": 1,
         "n_tracks": 5,
     },
+    "smc": {"n_particles": 20, "n_runs": 2, "n_moves": 10, "n_kept": 1, "n_tracks": 5},
 }
 METHODS = [pytest.param(name, marks=pytest.mark.slow) for name in QUICK]
 
@@ -132,6 +133,10 @@ def test_a_posterior_keeps_what_the_runs_returned(toy, posterior_of, method):
     # A hundred particles: some tenths of a nat.
     exact = track_oracle.exact(problem, model).log_evidence
     np.testing.assert_allclose(draws.log_evidence, exact, atol=2)
+    if method == "smc":
+        total = np.nansum(draws.trace["tempering_increment"], axis=1) + problem.log_jacobian
+        np.testing.assert_allclose(draws.log_evidence, total, rtol=1e-10)
+        return
     for name in ("ess", "n_ancestors", "log_evidence_increment"):
         assert draws.trace[name].shape == (2, 5)
     total = draws.trace["log_evidence_increment"].sum(axis=1) + problem.log_jacobian
