@@ -15,19 +15,28 @@ eigenvalues in [0, 1/2]: a linear system of condition 2: Anderson mixing gains a
 6 to 10 a step where plain iteration gains 2 (cost: a few vectors). Logarithms keep any mixture
 positive definite and the path independent of the axes chosen at each source.
 
+*Drafts.* Rows are first combined so that S = sum G_j C_j G_j' is diagonal at the start, largest
+first, and M = I. Fields decay fast along these rows. A draft lets C change S in the leading rows L
+alone, from the last full step (S_0, M_0, A_0j = G_j' M_0 G_j) on:
+
+    M_L = (M_0L^{-1} + sum G_Lj (C_j - C_0j) G_Lj')^{-1},     A_j = A_0j + G_Lj' (M_L - M_0L) G_Lj,
+
+the equation again, with the other rows as part of the noise. Two or three drafts, of a third of
+the cost each, take the place of full steps; the next full step finds the true residual, some 1 % of
+the last one's. Drafts certify nothing.
+
 *Precision.* With C_0, M_0 and what follows from them known in full precision, single precision
-is enough for the changes,
+is enough for the changes, S - S_0 and G_j' (M - M_0) G_j, whose rounding errors shrink with them.
+Full precision is used once or twice a run, or not at all for residuals above 1e-6. M = I at the
+start amplifies no direction: all keep their digits.
 
-    sum G_j C_j G_j' = S_0 + sum G_j (C_j - C_0j) G_j',     G_j' M G_j = A_0j + G_j' (M - M_0) G_j,
+*Certificate.* max_j ||W_j^2 - G_j' M G_j|| / ||W_j^2|| (Frobenius) over all rows, plus an estimate
+of the rounding error of the increments.
 
-whose rounding errors shrink with the changes. Full precision is used once or twice a run. Rows
-are first combined so that M = I at the start: no direction is then amplified, and all keep their
-digits.
+*Products.* Both are symmetric, so little more than half of each is computed, and they run over
+sources in pieces that stay in the cache.
 
-*Certificate.* max_j ||W_j^2 - G_j' M G_j|| / ||W_j^2|| (Frobenius), plus an estimate of the
-rounding error of the increments.
-
-Cost O(m^2 n d + m^3) a step; 7 steps to 1e-6, about 10 to 1e-8.
+Cost O(m^2 n d + m^3) a full step; 3 of them and 5 drafts to 1e-6, 5 and 8 to 1e-8.
 
 References: Pascual-Marqui 2007, arXiv:0710.3341; Pascual-Marqui et al. 2011,
 doi:10.1098/rsta.2011.0081; Anderson 1965, doi:10.1145/321296.321305 (mixing).
@@ -43,6 +52,7 @@ from jax import lax
 
 from ..core.checks import check_array, check_count, check_positive
 from ..core.types import Array, Bool, Float, Int
+from ..linalg import blocks
 
 __all__ = ["EloretaWeights", "State", "init", "kernel", "run", "step"]
 
@@ -50,6 +60,16 @@ __all__ = ["EloretaWeights", "State", "init", "kernel", "run", "step"]
 _MEMORY = 5
 # What a mixture leaves unexplained is overdone by 1 / (1 - J), J half way between 0 and 1/2.
 _RELAXATION = 4 / 3
+# Least gain expected of mixing.
+_GAIN = 5
+# Share of the rows that drafts see: each 5 % more cost them a fifth and halve their error.
+_LEADING = 0.56
+# After so many drafts, or once they have gained this, their error is what is left.
+_MAX_DRAFTS, _DRAFTED = 3, 0.1
+# Sources in a piece: with 300 rows in single precision, half a megabyte.
+_PIECE = 128
+# Strips of rows of a symmetric product, each without what mirrors an earlier one.
+_N_STRIPS = 4
 # Rows of the lead field taken at a time in sums over rows.
 _N_ROWS = 8
 # Rounding error of a quadratic form G_j' M G_j in single precision: largest relative error of
@@ -58,7 +78,7 @@ _NOISE = 3 * float(np.finfo(np.float32).eps)
 # Increments start anew from full precision once their error reaches this share of the residual,
 # unless half of the residual asked for leaves room for it.
 _SHARE = 0.01
-# Steps without a gain of a tenth: then full precision is tried, then the iteration is at its end.
+# Full steps without a gain of a tenth: then full precision is tried, then the iteration ends.
 _PATIENCE, _END = 4, 10
 _HIGH = lax.Precision.HIGHEST
 
@@ -68,43 +88,57 @@ class EloretaWeights(NamedTuple):
 
     inverse_weights: Float[Array, "n_sources d d"]  # C_j, in units of x squared
     residual: Float[Array, ""]
-    n_steps: Int[Array, ""]
+    n_steps: Int[Array, ""]  # full ones
 
 
 class Reference(NamedTuple):
-    """A point at which all products are known in full precision, or nothing is known: zeros."""
+    """A point from which increments start, or zeros: then they start from nothing."""
 
-    cov: Float[Array, "d d n_sources"]
-    data_cov: Float[Array, "m m"]  # without noise
-    precision: Float[Array, "m m"]  # M
-    quadratic: Float[Array, "d d n_sources"]  # G' M G
+    cov: Float[Array, "d d n"]
+    data_cov: Float[Array, "k k"]
+    precision: Float[Array, "k k"]
+    quadratic: Float[Array, "d d n"]  # G' M G
+
+
+class Look(NamedTuple):
+    """A point that was looked at."""
+
+    point: Float[Array, "d_d_n"]  # log covariances
+    change: Float[Array, "d_d_n"]  # that the map calls for
+    residual: Float[Array, ""]
 
 
 class State(NamedTuple):
     """Where the next step looks, and what it remembers."""
 
-    log_cov: Float[Array, "d d n_sources"]  # to look at next
-    best: Float[Array, "d d n_sources"]  # log covariances of least residual so far
+    log_cov: Float[Array, "d d n"]  # to look at next
+    best: Float[Array, "d d n"]  # log covariances of least residual so far
     residual: Float[Array, ""]  # of `best`
-    reference: Reference
-    last: Float[Array, "2 d_d_n"]  # log covariances looked at, and the change they called for
-    moves: Float[Array, "memory d_d_n"]  # differences of the first
-    turns: Float[Array, "memory d_d_n"]  # differences of the second
-    last_residual: Float[Array, ""]
-    is_exact: Bool[Array, ""]  # the next step uses full precision
+    reference: Reference  # of full steps: in full precision, or zeros; data_cov without noise
+    draft: Reference  # of drafts: the last full step in the leading rows, others being noise
+    last: Look
+    last_full: Look
+    moves: Float[Array, "memory d_d_n"]  # differences of points
+    turns: Float[Array, "memory d_d_n"]  # differences of changes
+    is_draft: Bool[Array, ""]  # the next step
+    is_exact: Bool[Array, ""]  # the next step that is not a draft: in full precision
     n_stalled: Int[Array, ""]
+    n_drafts: Int[Array, ""]  # since the last full step
+    n_looks: Int[Array, ""]
     n_steps: Int[Array, ""]
 
 
 class Field(NamedTuple):
-    """The lead field in the coordinates and the layout of the products, in two precisions."""
+    """The lead field, as it came and in the coordinates and the layout of the products."""
 
-    full: Float[Array, "m d n_sources"]  # rows as they came
-    turn: Float[Array, "m m"]  # combines them
-    single: Float[Array, "m d n_sources"]  # combined rows
+    lead_field: Float[Array, "m n_sources d"]
+    unit: Float[Array, ""]
+    turn: Float[Array, "m m"]  # combines rows
+    pieces: Float[Array, "n_pieces m d piece"]  # combined rows in single precision
     noise: Float[Array, "m m"]  # covariance of the combined rows
-    gram: Float[Array, "d d n_sources"]  # of the field as it came
-    audible: Float[Array, "d d n_sources"]  # projector on the directions that G_j can see
+    gram: Float[Array, "d d n"]  # of the field as it came, in the unit
+    audible: Float[Array, "d d n"]  # projector on the directions that G_j can see
+    is_normalised: Bool[Array, ""]
 
 
 def run(lead_field, lambda2=1 / 9, *, is_normalised=False, tol=1e-8, max_steps=200):
@@ -180,142 +214,147 @@ def kernel(lead_field, inverse_weights, lambda2):
     )
 
 
-def init(scaled: Float[Array, "m d n_sources"], lambda2, is_normalised):
-    """Take the plain step from C_j = s (G_j' G_j)^{-1/2}, and the coordinates it offers.
+def init(lead_field: Float[Array, "m n_sources d"], lambda2, is_normalised):
+    """Look at C_j = s (G_j' G_j)^{-1/2}, and prepare the coordinates that it offers.
 
-    Without normalisation s is the one that solves the equation for s alone.
+    Without normalisation s is the one that solves the equation for s alone. `lambda2` is in the
+    units of the lead field.
 
     Returns
     -------
     Field, State
     """
-    m, d, n = scaled.shape
-    dtype = scaled.dtype
-    gram = _block_products(scaled, scaled)
-    values, vectors = _eigen(gram)
+    m, _, d = lead_field.shape
+    dtype = lead_field.dtype
+    # Scaled to mean power 1, so that single precision is safe in any units.
+    unit = jnp.sqrt(jnp.mean(jnp.sum(lead_field**2, axis=(1, 2))))
+    lambda2 = jnp.where(is_normalised, lambda2, lambda2 / unit**2)
+
+    def low_and_gram(piece):
+        return piece.astype(jnp.float32), _sum_of_products(piece, piece)
+
+    low, gram = _over_pieces(low_and_gram, lead_field, unit)
+    gram = _joined(gram)
+    values, vectors = blocks.eigen(gram)
     is_seen = values > 100 * jnp.finfo(dtype).eps * values.max(axis=0)
-    audible = _assemble(is_seen.astype(dtype), vectors)
-    values, vectors = _eigen(_fill(gram, audible))
-    cov = _assemble(1 / jnp.sqrt(values), vectors)
-    low = lax.optimization_barrier(scaled.astype(jnp.float32))
-    data_cov = _data_cov(low, cov)
-    weight = _trace(_project(_assemble(jnp.sqrt(values), vectors), audible))
+    audible = blocks.assemble(is_seen.astype(dtype), vectors)
+    values, vectors = blocks.eigen(_fill(gram, audible))
+    cov = blocks.assemble(1 / jnp.sqrt(values), vectors)
+    powers, modes = jnp.linalg.eigh(_data_cov(low, cov, m))
+    powers, modes = jnp.maximum(powers[::-1], 0), modes[:, ::-1]
+    weight = blocks.trace(blocks.project(blocks.assemble(jnp.sqrt(values), vectors), audible))
     scale = lax.cond(
         is_normalised,
         lambda: m / jnp.sum(cov * gram),
-        lambda: _initial_scale(jnp.linalg.eigvalsh(data_cov), weight, lambda2),
+        lambda: _initial_scale(powers, jnp.sum(weight), lambda2),
     )
+    cov, log_cov = cov * scale, blocks.assemble(jnp.log(scale) - 0.5 * jnp.log(values), vectors)
     # In coordinates where M = I, G_j' M G_j is a Gram matrix.
+    turn = modes.T / jnp.sqrt(scale * powers + lambda2)[:, None]
+
+    def turned_and_gram(piece):
+        turned = jnp.matmul(turn.astype(piece.dtype), piece.reshape(m, -1), precision=_HIGH)
+        turned = turned.reshape(piece.shape)
+        return turned, _sum_of_products(turned, turned)
+
+    pieces, quadratic = lax.map(turned_and_gram, low)
+    quadratic = _joined(quadratic).astype(dtype)
+    noise = lambda2 * jnp.matmul(turn, turn.T, precision=_HIGH)
+    field = Field(lead_field, unit, turn, pieces, noise, gram, audible, is_normalised)
+
     identity = jnp.eye(m, dtype=dtype)
-    chol = jnp.linalg.cholesky(scale * data_cov + lambda2 * identity)
-    turn = jax.scipy.linalg.solve_triangular(chol, identity, lower=True)
-    single = jnp.matmul(turn.astype(jnp.float32), low.reshape(m, -1), precision=_HIGH)
-    single = single.reshape(m, d, n)
-    field = Field(
-        full=scaled,
-        turn=turn,
-        single=single,
-        noise=lambda2 * jnp.matmul(turn, turn.T, precision=_HIGH),
-        gram=gram,
-        audible=audible,
-    )
-    values, vectors = _eigen(_fill(_block_products(single, single).astype(dtype), audible))
-    log_cov = _assemble(-0.5 * jnp.log(values), vectors)
-    nothing = jnp.zeros((d, d, n), dtype)
+    start = Reference(cov, identity - noise, identity, quadratic)
+    change = _target(field, quadratic)[0] - log_cov
+    look = Look(log_cov.ravel(), change.ravel(), jnp.ones((), dtype))
+    log_cov = log_cov + _RELAXATION * change
+    is_single = dtype == jnp.float32
+    count = jnp.zeros((), jnp.int32)
     return field, State(
         log_cov=log_cov,
         best=log_cov,
         residual=jnp.full((), jnp.inf, dtype),
-        reference=Reference(nothing, jnp.zeros((m, m), dtype), jnp.zeros((m, m), dtype), nothing),
-        last=jnp.zeros((2, d * d * n), dtype),
-        moves=jnp.zeros((_MEMORY, d * d * n), dtype),
-        turns=jnp.zeros((_MEMORY, d * d * n), dtype),
-        last_residual=jnp.full((), jnp.inf, dtype),
-        is_exact=jnp.asarray(dtype == jnp.float32),
-        n_stalled=jnp.zeros((), jnp.int32),
-        n_steps=jnp.zeros((), jnp.int32),
+        reference=jax.tree.map(jnp.zeros_like, start),
+        draft=_leading(start),
+        last=look,
+        last_full=look,
+        moves=jnp.zeros((_MEMORY, log_cov.size), dtype),
+        turns=jnp.zeros((_MEMORY, log_cov.size), dtype),
+        is_draft=jnp.asarray(not is_single),
+        is_exact=jnp.asarray(is_single),
+        n_stalled=count,
+        n_drafts=count,
+        n_looks=count,
+        n_steps=count,
     )
 
 
-def step(state: State, field: Field, is_normalised, tol) -> State:
+def step(state: State, field: Field, tol) -> State:
     """Look at one point, judge it, and mix the next one.
 
-    `tol`: residual that will do, in units of which the precision of the next step is chosen.
+    `tol`: residual that will do, in units of which the kind of the next step is chosen.
     """
-    m, d, n = field.full.shape
-    dtype = field.full.dtype
-    values, vectors = _eigen(state.log_cov)
-    cov = _assemble(jnp.exp(values), vectors)
-    log_cov = state.log_cov
-    identity = jnp.eye(d, dtype=dtype)[:, :, None]
-    scale = jnp.where(is_normalised, m / jnp.sum(cov * field.gram), 1).astype(dtype)
+    dtype = state.log_cov.dtype
+    values, vectors = blocks.eigen(state.log_cov)
+    cov = blocks.assemble(jnp.exp(values), vectors)
+    scale = _norm(field, cov)
     cov, values = cov * scale, values + jnp.log(scale)
-    log_cov = log_cov + jnp.log(scale) * identity
-    reference = lax.cond(
-        state.is_exact,
-        lambda: _evaluate(field, cov),
-        lambda: _increment(field.single, field.noise, cov, state.reference),
+    log_cov = state.log_cov + blocks.diagonal(jnp.log(scale), cov)
+    is_full = ~state.is_draft
+    quadratic, rounding, reference, draft = lax.switch(
+        jnp.where(state.is_draft, 0, 1 + state.is_exact),
+        (_look_at_draft, _look_in_full, _look_exactly),
+        state,
+        field,
+        cov,
     )
-    # `changed` is 0 at a reference point: its products carry no error of single precision.
-    changed = jnp.where(
-        state.is_exact,
-        0.0,
-        jnp.maximum(
-            _ratio(cov - state.reference.cov, cov),
-            _ratio(reference.quadratic - state.reference.quadratic, reference.quadratic),
-        ),
-    ).astype(dtype)
-    quadratic = reference.quadratic
-    kept = jax.tree.map(
-        lambda new, old: jnp.where(state.is_exact, new, old), reference, state.reference
-    )
+    target, quadratic = _target(field, quadratic)
+    square = blocks.project(blocks.assemble(jnp.exp(-2 * values), vectors), field.audible)
+    residual = blocks.largest_ratio(square - quadratic, square) + rounding
+    look = Look(log_cov.ravel(), (target - log_cov).ravel(), residual)
+    mixed, moves, turns = _mix(state, look, is_full)
 
-    called, called_vectors = _eigen(_fill(quadratic, field.audible))
-    target = _assemble(-0.5 * jnp.log(called), called_vectors)
-    called_cov = _assemble(1 / jnp.sqrt(called), called_vectors)
-    norm = jnp.where(is_normalised, m / jnp.sum(called_cov * field.gram), 1).astype(dtype)
-    target = target + jnp.log(norm) * identity
-    quadratic = quadratic / norm**2
-    square = _project(_assemble(jnp.exp(-2 * values), vectors), field.audible)
-    inflation = jnp.max(jnp.diag(reference.data_cov) * jnp.diag(reference.precision))
-    doubt = _NOISE * jnp.maximum(inflation, 1) * changed
-    residual = _ratio(square - quadratic, square) + doubt
-
-    is_best = residual < state.residual
-    n_stalled = jnp.where(residual < 0.9 * state.residual, 0, state.n_stalled + 1)
-    is_exact = ((doubt > jnp.maximum(_SHARE * residual, tol / 2)) & ~state.is_exact) | (
-        n_stalled == _PATIENCE
-    )
-    mixed, memory = _mix(state, log_cov.reshape(-1), (target - log_cov).reshape(-1), residual)
+    is_best = is_full & (residual < state.residual)
+    is_gain = ~is_full | (residual < 0.9 * state.residual)
+    n_stalled = jnp.where(is_gain, state.n_stalled * ~is_full, state.n_stalled + 1)
+    n_drafts = jnp.where(is_full, 0, state.n_drafts + 1)
+    is_enough = residual < jnp.maximum(_DRAFTED * state.last_full.residual, _GAIN * tol)
+    is_draft = is_full | ((n_drafts < _MAX_DRAFTS) & ~is_enough)
+    # The next full step will have about the square of the gain of a draft.
+    coming = jnp.maximum(_SHARE * _DRAFTED**2 * residual, tol / 2)
+    is_exact = jnp.where(is_full, (rounding > coming) | (n_stalled == _PATIENCE), state.is_exact)
+    is_single = dtype == jnp.float32
     return State(
-        log_cov=mixed.reshape(d, d, n),
+        log_cov=mixed.reshape(log_cov.shape),
         best=jnp.where(is_best, log_cov, state.best),
-        residual=jnp.minimum(residual, state.residual),
-        reference=kept,
-        **memory,
-        last_residual=residual,
-        is_exact=is_exact | jnp.asarray(dtype == jnp.float32),
+        residual=jnp.where(is_best, residual, state.residual),
+        reference=reference,
+        draft=draft,
+        last=look,
+        last_full=jax.tree.map(functools.partial(jnp.where, is_full), look, state.last_full),
+        moves=moves,
+        turns=turns,
+        is_draft=is_draft & (not is_single),
+        is_exact=is_exact | is_single,
         n_stalled=n_stalled.astype(jnp.int32),
-        n_steps=state.n_steps + 1,
+        n_drafts=n_drafts.astype(jnp.int32),
+        n_looks=state.n_looks + 1,
+        n_steps=state.n_steps + is_full,
     )
 
 
 @jax.jit
 def _run(lead_field, lambda2, tol, max_steps, is_normalised):
-    # Scaled to mean power 1, so that single precision is safe in any units.
-    scale = jnp.sqrt(jnp.mean(jnp.sum(lead_field**2, axis=(1, 2))))
-    scaled = lax.optimization_barrier(lead_field.swapaxes(1, 2) / scale)
-    lambda2 = jnp.where(is_normalised, lambda2, lambda2 / scale**2)
-    field, state = init(scaled, lambda2, is_normalised)
+    field, state = init(lead_field, lambda2, is_normalised)
 
     def goes_on(state):
         is_open = (state.residual > tol) & (state.n_stalled < _END)
         return is_open & (state.n_steps < max_steps)
 
-    state = lax.while_loop(goes_on, lambda state: step(state, field, is_normalised, tol), state)
-    values, vectors = _eigen(state.best)
-    cov = _project(_assemble(jnp.exp(values), vectors), field.audible)
-    cov = jnp.where(is_normalised, cov / scale**2, cov)
+    state = lax.while_loop(goes_on, lambda state: step(state, field, tol), state)
+    values, vectors = blocks.eigen(state.best)
+    cov = blocks.project(blocks.assemble(jnp.exp(values), vectors), field.audible)
+    cov = jnp.where(is_normalised, cov / field.unit**2, cov)
+    cov = _in_order(cov, lead_field.shape[1])
     return EloretaWeights(cov.transpose(2, 0, 1), state.residual, state.n_steps)
 
 
@@ -353,93 +392,204 @@ def _initial_scale(powers, weight, lambda2):
     return jnp.exp((low + high) / 2)
 
 
-def _mix(state, point, change, residual):
-    """Anderson mixing: the combination of past steps that leaves least change, in least squares."""
-    is_first = state.n_steps == 0
+def _look_at_draft(state, field, cov):
+    """G' M G with M changed in the leading rows only, and no claim about its error."""
+    found = _increment(field.pieces, jnp.zeros_like(state.draft.data_cov), cov, state.draft)
+    return found.quadratic, jnp.zeros((), cov.dtype), state.reference, state.draft
+
+
+def _look_in_full(state, field, cov):
+    """G' M G, the part of the residual that single precision may account for, the references."""
+    found = _increment(field.pieces, field.noise, cov, state.reference)
+    changed = jnp.maximum(
+        blocks.largest_ratio(cov - state.reference.cov, cov),
+        blocks.largest_ratio(found.quadratic - state.reference.quadratic, found.quadratic),
+    )
+    inflation = jnp.max(jnp.diag(found.data_cov) * jnp.diag(found.precision))
+    rounding = _NOISE * jnp.maximum(inflation, 1) * changed
+    return found.quadratic, rounding.astype(cov.dtype), state.reference, _leading(found)
+
+
+def _look_exactly(state, field, cov):
+    found = _evaluate(field, cov)
+    return found.quadratic, jnp.zeros((), cov.dtype), found, _leading(found)
+
+
+def _leading(reference):
+    """The reference of drafts: M in the leading rows, and what it inverts."""
+    k = max(1, round(_LEADING * len(reference.precision)))
+    precision = reference.precision[:k, :k]
+    seen = _inverse(precision, jnp.zeros_like(precision))
+    return Reference(reference.cov, seen, precision, reference.quadratic)
+
+
+def _norm(field, cov):
+    """Factor that normalises covariances, or 1."""
+    m = field.lead_field.shape[0]
+    return jnp.where(field.is_normalised, m / jnp.sum(cov * field.gram), 1).astype(cov.dtype)
+
+
+def _target(field, quadratic):
+    """Log covariances that G' M G calls for, and the multiple of it that they stand for."""
+    values, vectors = blocks.eigen(_fill(quadratic, field.audible))
+    norm = _norm(field, blocks.assemble(1 / jnp.sqrt(values), vectors))
+    log_cov = blocks.assemble(jnp.log(norm) - 0.5 * jnp.log(values), vectors)
+    return log_cov, quadratic / norm**2
+
+
+def _mix(state, look, is_full):
+    """Anderson mixing: the combination of past steps that leaves least change, in least squares.
+
+    Differences are taken between steps of one equation: a draft's from the step before, which it
+    continues, a full step's from the full one before.
+    """
+    point, change, residual = look
+    dtype = point.dtype
+    last = jax.tree.map(functools.partial(jnp.where, is_full), state.last_full, state.last)
     # A step that made things worse is forgotten with all before it; the plain step contracts.
-    is_lost = is_first | (residual > 2 * state.last_residual)
-    move = jnp.where(is_lost, 0.0, point - state.last[0]).astype(point.dtype)
-    turn = jnp.where(is_lost, 0.0, change - state.last[1]).astype(point.dtype)
-    moves = jnp.where(is_lost, 0.0, state.moves).astype(point.dtype)
-    turns = jnp.where(is_lost, 0.0, state.turns).astype(point.dtype)
-    slot = state.n_steps % _MEMORY
-    moves, turns = moves.at[slot].set(move), turns.at[slot].set(turn)
+    is_lost = residual > 2 * last.residual
+    moves = jnp.where(is_lost, 0.0, state.moves).astype(dtype)
+    turns = jnp.where(is_lost, 0.0, state.turns).astype(dtype)
+    slot = state.n_looks % _MEMORY
+    moves = moves.at[slot].set(jnp.where(is_lost, 0.0, point - last.point).astype(dtype))
+    turns = turns.at[slot].set(jnp.where(is_lost, 0.0, change - last.change).astype(dtype))
     # Differences shrink by orders of magnitude from step to step: they are brought to unit length
     # before the small ridge, which is what empty slots are left with.
     length = jnp.linalg.norm(turns, axis=1)
-    length = jnp.where(length > 0, length, 1.0).astype(point.dtype)
+    length = jnp.where(length > 0, length, 1.0).astype(dtype)
     correlation = jnp.matmul(turns, turns.T, precision=_HIGH) / (length[:, None] * length)
-    ridge = 100 * jnp.finfo(point.dtype).eps
-    system = correlation + ridge * jnp.eye(_MEMORY, dtype=point.dtype)
+    ridge = 100 * jnp.finfo(dtype).eps
+    system = correlation + ridge * jnp.eye(_MEMORY, dtype=dtype)
     share = jnp.linalg.solve(system, jnp.matmul(turns, change, precision=_HIGH) / length) / length
     mixed = point + _RELAXATION * change
     mixed = mixed - jnp.matmul(share, moves + _RELAXATION * turns, precision=_HIGH)
-    return mixed, {"last": jnp.stack([point, change]), "moves": moves, "turns": turns}
+    return mixed, moves, turns
 
 
 def _evaluate(field, cov):
     turn = field.turn
-    data_cov = _sandwich(turn, _data_cov(field.full, cov))
+    full = _over_pieces(lambda piece: piece, field.lead_field, field.unit)
+    data_cov = _sandwich(turn, _data_cov(full, cov, len(turn)))
     precision = _inverse(data_cov, field.noise)
-    return Reference(cov, data_cov, precision, _quadratic(field.full, _sandwich(turn.T, precision)))
+    return Reference(cov, data_cov, precision, _quadratic(full, _sandwich(turn.T, precision)))
 
 
-def _increment(field, noise, cov, reference):
-    data_cov = reference.data_cov + _data_cov(field, cov - reference.cov)
+def _increment(pieces, noise, cov, reference):
+    n_rows = len(reference.data_cov)
+    data_cov = reference.data_cov + _data_cov(pieces, cov - reference.cov, n_rows)
     precision = _inverse(data_cov, noise)
-    quadratic = reference.quadratic + _quadratic(field, precision - reference.precision)
+    quadratic = reference.quadratic + _quadratic(pieces, precision - reference.precision)
     return Reference(cov, data_cov, precision, quadratic)
 
 
-def _data_cov(field, cov):
-    """sum_j G_j C_j G_j', in the precision of the field."""
-    m, d, _ = field.shape
-    low = lax.optimization_barrier(cov.astype(field.dtype))
-    weighted = sum(field[:, e, None] * low[e] for e in range(d))
-    product = jnp.matmul(weighted.reshape(m, -1), field.reshape(m, -1).T, precision=_HIGH)
-    return _mirrored(product.astype(cov.dtype))
+def _data_cov(pieces, cov, n_rows):
+    """sum_j G_j C_j G_j' over the first rows, in the precision of the pieces."""
+    _, _, d, size = pieces.shape
+    bounds = _strips(n_rows)
 
+    def add(strips, given):
+        piece, cov = given
+        piece = piece[:n_rows]
+        weighted = sum(piece[:, e, None] * cov[e] for e in range(d)).reshape(n_rows, -1)
+        flat = piece.reshape(n_rows, -1)
+        products = [
+            jnp.matmul(weighted[low:high], flat[low:].T, precision=_HIGH) for low, high in bounds
+        ]
+        return [strip + product for strip, product in zip(strips, products, strict=True)], None
 
-def _quadratic(field, matrix):
-    """G_j' M G_j of a symmetric M, in the precision of the field."""
-    image = jnp.matmul(
-        matrix.astype(field.dtype), field.reshape(field.shape[0], -1), precision=_HIGH
+    split = cov.astype(pieces.dtype).reshape(d, d, -1, size).transpose(2, 0, 1, 3)
+    nothing = [jnp.zeros((high - low, n_rows - low), pieces.dtype) for low, high in bounds]
+    strips, _ = lax.scan(add, nothing, (pieces, split))
+    upper = jnp.concatenate(
+        [jnp.pad(strip, ((0, 0), (n_rows - strip.shape[1], 0))) for strip in strips]
     )
-    return _block_products(field, image.reshape(field.shape)).astype(matrix.dtype)
+    return (jnp.triu(upper) + jnp.triu(upper, 1).T).astype(cov.dtype)
 
 
-def _block_products(left, right):
-    """Sum over rows of left_e right_f, e >= f, mirrored.
+def _quadratic(pieces, matrix):
+    """G_j' M G_j of a symmetric M of the first rows, in the precision of the pieces.
+
+    M = U + U' with U the upper triangle and half of the diagonal.
+    """
+    n_rows = len(matrix)
+    upper = (jnp.triu(matrix) + jnp.triu(matrix, 1)).astype(pieces.dtype) / 2
+    strips = [upper[low:high, low:] for low, high in _strips(n_rows)]
+
+    def form(piece):
+        piece = piece[:n_rows]
+        flat = piece.reshape(n_rows, -1)
+        image = [
+            jnp.matmul(strip, flat[n_rows - strip.shape[1] :], precision=_HIGH) for strip in strips
+        ]
+        half = _sum_of_products(piece, jnp.concatenate(image).reshape(piece.shape))
+        return half + half.swapaxes(0, 1)
+
+    return _joined(lax.map(form, pieces)).astype(matrix.dtype)
+
+
+def _strips(n_rows):
+    """First and last row of each strip."""
+    bounds = [i * n_rows // _N_STRIPS for i in range(_N_STRIPS + 1)]
+    return [(low, high) for low, high in zip(bounds[:-1], bounds[1:], strict=True) if high > low]
+
+
+def _sum_of_products(left, right):
+    """Sum over rows of left_e right_f.
 
     Running over rows keeps the sums in the cache: a reduction over the slow axis that leaves
     every source to itself took seven times as long.
     """
     m, d, n = left.shape
-    pairs = [(e, f) for e in range(d) for f in range(e + 1)]
 
     def products(first, n_rows):
         a = lax.dynamic_slice_in_dim(left, first, n_rows)
         b = lax.dynamic_slice_in_dim(right, first, n_rows)
-        return jnp.stack([sum(a[r, e] * b[r, f] for r in range(n_rows)) for e, f in pairs])
+        return sum(a[r, :, None] * b[r] for r in range(n_rows))
 
     n_full = m // _N_ROWS
     sums = lax.fori_loop(
         0,
         n_full,
         lambda i, sums: sums + products(i * _N_ROWS, _N_ROWS),
-        jnp.zeros((len(pairs), n), left.dtype),
+        jnp.zeros((d, d, n), left.dtype),
     )
     if m % _N_ROWS:
         sums = sums + products(n_full * _N_ROWS, m % _N_ROWS)
-    return _symmetric(dict(zip(pairs, sums, strict=True)), d)
+    return sums
+
+
+def _over_pieces(act, lead_field, unit):
+    """Apply to the pieces (m, d, piece) of the lead field in its unit, and stack.
+
+    The last piece is moved back to end with the sources; those it repeats are silent in it.
+    """
+    n_sources = lead_field.shape[1]
+    size = min(_PIECE, n_sources)
+
+    def one(i):
+        first = jnp.minimum(i * size, n_sources - size)
+        piece = lax.dynamic_slice_in_dim(lead_field, first, size, axis=1)
+        is_new = first + jnp.arange(size) >= i * size
+        return act(jnp.where(is_new, piece.swapaxes(1, 2) / unit, 0).astype(piece.dtype))
+
+    return lax.map(one, jnp.arange(-(-n_sources // size)))
+
+
+def _joined(split):
+    """(d, d, n) of (n_pieces, d, d, piece)."""
+    return split.transpose(1, 2, 0, 3).reshape(*split.shape[1:3], -1)
+
+
+def _in_order(joined, n_sources):
+    """Leave out the sources that the last piece repeats."""
+    n_repeated = joined.shape[-1] - n_sources
+    last = joined.shape[-1] - min(_PIECE, n_sources)
+    return jnp.concatenate([joined[..., :last], joined[..., last + n_repeated :]], axis=-1)
 
 
 def _sandwich(left, matrix):
-    return _mirrored(jnp.matmul(jnp.matmul(left, matrix, precision=_HIGH), left.T, precision=_HIGH))
-
-
-def _mirrored(matrix):
-    return (matrix + matrix.T) / 2
+    product = jnp.matmul(jnp.matmul(left, matrix, precision=_HIGH), left.T, precision=_HIGH)
+    return (product + product.T) / 2
 
 
 def _inverse(data_cov, noise):
@@ -448,88 +598,11 @@ def _inverse(data_cov, noise):
     return jax.scipy.linalg.cho_solve((chol, True), identity)
 
 
-def _eigen(matrix):
-    """Eigenvalues (d, n) and eigenvectors (d, d, n) of symmetric blocks by Jacobi's rotations.
-
-    Written out over components, so that a batch is a few vector operations; five sweeps reach
-    rounding error at d = 3.
-    """
-    d = matrix.shape[0]
-    n_sweeps = (0, 1, 5)[d - 1]
-    identity = jnp.broadcast_to(jnp.eye(d, dtype=matrix.dtype)[:, :, None], matrix.shape)
-
-    def sweep(_, pair):
-        own, vectors = pair
-        for p, q in ((0, 1), (0, 2), (1, 2))[: d * (d - 1) // 2]:
-            off = own[p, q]
-            gap = own[q, q] - own[p, p]
-            is_small = jnp.abs(off) <= jnp.finfo(off.dtype).tiny
-            # tan of the smaller angle that annuls the element.
-            tangent = 2 * off / (gap + jnp.where(gap < 0, -1, 1) * jnp.hypot(gap, 2 * off))
-            tangent = jnp.where(is_small, 0, tangent).astype(off.dtype)
-            c = 1 / jnp.sqrt(1 + tangent**2)
-            s = c * tangent
-            left = [row for row in own]
-            left[p], left[q] = c * own[p] - s * own[q], s * own[p] + c * own[q]
-            half = jnp.stack(left)
-            cols = [half[:, k] for k in range(d)]
-            cols[p], cols[q] = c * half[:, p] - s * half[:, q], s * half[:, p] + c * half[:, q]
-            own = jnp.stack(cols, axis=1)
-            turned = [vectors[:, k] for k in range(d)]
-            turned[p] = c * vectors[:, p] - s * vectors[:, q]
-            turned[q] = s * vectors[:, p] + c * vectors[:, q]
-            vectors = jnp.stack(turned, axis=1)
-        return own, vectors
-
-    own, vectors = lax.fori_loop(0, n_sweeps, sweep, (matrix, identity))
-    return jnp.stack([own[k, k] for k in range(d)]), vectors
-
-
-def _assemble(values, vectors):
-    """V diag(values) V' of each block."""
-    d = vectors.shape[0]
-    scaled = vectors * values
-    return _symmetric(
-        {(e, f): jnp.sum(scaled[e] * vectors[f], axis=0) for e in range(d) for f in range(e + 1)},
-        d,
-    )
-
-
-def _symmetric(lower, d):
-    return jnp.stack([jnp.stack([lower[max(e, f), min(e, f)] for f in range(d)]) for e in range(d)])
-
-
-def _product(left, right):
-    d = left.shape[0]
-    return jnp.stack(
-        [
-            jnp.stack([sum(left[e, k] * right[k, f] for k in range(d)) for f in range(d)])
-            for e in range(d)
-        ]
-    )
-
-
-def _project(matrix, projector):
-    return _product(_product(projector, matrix), projector)
-
-
 def _fill(matrix, audible):
     """Give silent directions the mean of the others, so that logarithms exist."""
-    d = matrix.shape[0]
-    mean = jnp.sum(jnp.stack([matrix[k, k] for k in range(d)]), axis=0) / d
+    mean = blocks.trace(matrix) / matrix.shape[0]
     mean = jnp.where(mean > 0, mean, 1).astype(matrix.dtype)
-    return matrix + mean * (jnp.eye(d, dtype=matrix.dtype)[:, :, None] - audible)
-
-
-def _trace(matrix):
-    return sum(jnp.sum(matrix[k, k]) for k in range(matrix.shape[0]))
-
-
-def _ratio(difference, whole):
-    """Largest relative Frobenius norm of the blocks; silent sources count for nothing."""
-    size = jnp.sum(whole**2, axis=(0, 1))
-    error = jnp.sum(difference**2, axis=(0, 1))
-    return jnp.sqrt(jnp.max(jnp.where(size > 0, error / jnp.where(size > 0, size, 1), 0)))
+    return matrix + blocks.diagonal(mean, matrix) - mean * audible
 
 
 def _check_lead_field(lead_field):
@@ -538,6 +611,6 @@ def _check_lead_field(lead_field):
         raise ValueError(
             f"lead_field must have at most 3 orientations in its last axis, got {lead_field.shape}."
         )
-    if not np.any(lead_field):
+    if not any(np.any(row) for row in lead_field):
         raise ValueError("lead_field is zero: no source can be seen.")
     return lead_field
