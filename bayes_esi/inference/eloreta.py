@@ -43,6 +43,7 @@ doi:10.1098/rsta.2011.0081; Anderson 1965, doi:10.1145/321296.321305 (mixing).
 """
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -68,8 +69,8 @@ _LEADING = 0.56
 _MAX_DRAFTS, _DRAFTED = 3, 0.1
 # Sources in a piece: with 300 rows in single precision, half a megabyte.
 _PIECE = 128
-# Strips of rows of a symmetric product, each without what mirrors an earlier one.
-_N_STRIPS = 4
+# Rows at most in a strip of a symmetric product, which leaves out what mirrors an earlier one.
+_STRIP = 76
 # Rows of the lead field taken at a time in sums over rows.
 _N_ROWS = 8
 # Rounding error of a quadratic form G_j' M G_j in single precision: largest relative error of
@@ -120,6 +121,7 @@ class State(NamedTuple):
     last_full: Look
     moves: Float[Array, "memory d_d_n"]  # differences of points
     turns: Float[Array, "memory d_d_n"]  # differences of changes
+    is_known: Bool[Array, "memory"]
     is_draft: Bool[Array, ""]  # the next step
     is_exact: Bool[Array, ""]  # the next step that is not a draft: in full precision
     n_stalled: Int[Array, ""]
@@ -178,7 +180,7 @@ def run(lead_field, lambda2=1 / 9, *, is_normalised=False, tol=1e-8, max_steps=2
     tol = max(tol, 100 * float(np.finfo(dtype).eps))
     as_scalar = functools.partial(np.asarray, dtype=dtype)
     return _run(
-        jnp.asarray(lead_field, dtype),
+        lead_field.astype(dtype, copy=False),
         as_scalar(lambda2),
         as_scalar(tol),
         np.int32(max_steps),
@@ -224,7 +226,7 @@ def init(lead_field: Float[Array, "m n_sources d"], lambda2, is_normalised):
     -------
     Field, State
     """
-    m, _, d = lead_field.shape
+    m = lead_field.shape[0]
     dtype = lead_field.dtype
     # Scaled to mean power 1, so that single precision is safe in any units.
     unit = jnp.sqrt(jnp.mean(jnp.sum(lead_field**2, axis=(1, 2))))
@@ -252,12 +254,17 @@ def init(lead_field: Float[Array, "m n_sources d"], lambda2, is_normalised):
     # In coordinates where M = I, G_j' M G_j is a Gram matrix.
     turn = modes.T / jnp.sqrt(scale * powers + lambda2)[:, None]
 
-    def turned_and_gram(piece):
-        turned = jnp.matmul(turn.astype(piece.dtype), piece.reshape(m, -1), precision=_HIGH)
-        turned = turned.reshape(piece.shape)
-        return turned, _sum_of_products(turned, turned)
+    low_turn = turn.astype(low.dtype)
 
-    pieces, quadratic = lax.map(turned_and_gram, low)
+    def turned_and_gram(i, given):
+        pieces, grams = given
+        turned = jnp.matmul(low_turn, pieces[i].reshape(m, -1), precision=_HIGH)
+        turned = turned.reshape(pieces.shape[1:])
+        return pieces.at[i].set(turned), grams.at[i].set(_sum_of_products(turned, turned))
+
+    # In place: memory touched for the first time costs as much as the sums.
+    nothing = jnp.zeros((len(low), *gram.shape[:2], low.shape[-1]), low.dtype)
+    pieces, quadratic = lax.fori_loop(0, len(low), turned_and_gram, (low, nothing))
     quadratic = _joined(quadratic).astype(dtype)
     noise = lambda2 * jnp.matmul(turn, turn.T, precision=_HIGH)
     field = Field(lead_field, unit, turn, pieces, noise, gram, audible, is_normalised)
@@ -279,6 +286,7 @@ def init(lead_field: Float[Array, "m n_sources d"], lambda2, is_normalised):
         last_full=look,
         moves=jnp.zeros((_MEMORY, log_cov.size), dtype),
         turns=jnp.zeros((_MEMORY, log_cov.size), dtype),
+        is_known=jnp.zeros(_MEMORY, bool),
         is_draft=jnp.asarray(not is_single),
         is_exact=jnp.asarray(is_single),
         n_stalled=count,
@@ -311,7 +319,7 @@ def step(state: State, field: Field, tol) -> State:
     square = blocks.project(blocks.assemble(jnp.exp(-2 * values), vectors), field.audible)
     residual = blocks.largest_ratio(square - quadratic, square) + rounding
     look = Look(log_cov.ravel(), (target - log_cov).ravel(), residual)
-    mixed, moves, turns = _mix(state, look, is_full)
+    mixed, memory = _mix(state, look, is_full)
 
     is_best = is_full & (residual < state.residual)
     is_gain = ~is_full | (residual < 0.9 * state.residual)
@@ -331,8 +339,7 @@ def step(state: State, field: Field, tol) -> State:
         draft=draft,
         last=look,
         last_full=jax.tree.map(functools.partial(jnp.where, is_full), look, state.last_full),
-        moves=moves,
-        turns=turns,
+        **memory,
         is_draft=is_draft & (not is_single),
         is_exact=is_exact | is_single,
         n_stalled=n_stalled.astype(jnp.int32),
@@ -448,22 +455,22 @@ def _mix(state, look, is_full):
     last = jax.tree.map(functools.partial(jnp.where, is_full), state.last_full, state.last)
     # A step that made things worse is forgotten with all before it; the plain step contracts.
     is_lost = residual > 2 * last.residual
-    moves = jnp.where(is_lost, 0.0, state.moves).astype(dtype)
-    turns = jnp.where(is_lost, 0.0, state.turns).astype(dtype)
     slot = state.n_looks % _MEMORY
-    moves = moves.at[slot].set(jnp.where(is_lost, 0.0, point - last.point).astype(dtype))
-    turns = turns.at[slot].set(jnp.where(is_lost, 0.0, change - last.change).astype(dtype))
+    moves = state.moves.at[slot].set(point - last.point)
+    turns = state.turns.at[slot].set(change - last.change)
+    is_known = (state.is_known & ~is_lost).at[slot].set(~is_lost)
     # Differences shrink by orders of magnitude from step to step: they are brought to unit length
     # before the small ridge, which is what empty slots are left with.
     length = jnp.linalg.norm(turns, axis=1)
     length = jnp.where(length > 0, length, 1.0).astype(dtype)
+    length = jnp.where(is_known, length, jnp.inf)
     correlation = jnp.matmul(turns, turns.T, precision=_HIGH) / (length[:, None] * length)
     ridge = 100 * jnp.finfo(dtype).eps
     system = correlation + ridge * jnp.eye(_MEMORY, dtype=dtype)
     share = jnp.linalg.solve(system, jnp.matmul(turns, change, precision=_HIGH) / length) / length
     mixed = point + _RELAXATION * change
     mixed = mixed - jnp.matmul(share, moves + _RELAXATION * turns, precision=_HIGH)
-    return mixed, moves, turns
+    return mixed, {"moves": moves, "turns": turns, "is_known": is_known}
 
 
 def _evaluate(field, cov):
@@ -485,11 +492,11 @@ def _increment(pieces, noise, cov, reference):
 def _data_cov(pieces, cov, n_rows):
     """sum_j G_j C_j G_j' over the first rows, in the precision of the pieces."""
     _, _, d, size = pieces.shape
-    bounds = _strips(n_rows)
+    bounds = list(_strips(n_rows))
 
     def add(strips, given):
         piece, cov = given
-        piece = piece[:n_rows]
+        piece = lax.optimization_barrier(piece[:n_rows])
         weighted = sum(piece[:, e, None] * cov[e] for e in range(d)).reshape(n_rows, -1)
         flat = piece.reshape(n_rows, -1)
         products = [
@@ -516,7 +523,7 @@ def _quadratic(pieces, matrix):
     strips = [upper[low:high, low:] for low, high in _strips(n_rows)]
 
     def form(piece):
-        piece = piece[:n_rows]
+        piece = lax.optimization_barrier(piece[:n_rows])
         flat = piece.reshape(n_rows, -1)
         image = [
             jnp.matmul(strip, flat[n_rows - strip.shape[1] :], precision=_HIGH) for strip in strips
@@ -529,8 +536,8 @@ def _quadratic(pieces, matrix):
 
 def _strips(n_rows):
     """First and last row of each strip."""
-    bounds = [i * n_rows // _N_STRIPS for i in range(_N_STRIPS + 1)]
-    return [(low, high) for low, high in zip(bounds[:-1], bounds[1:], strict=True) if high > low]
+    n_strips = -(-n_rows // _STRIP)
+    return itertools.pairwise([i * n_rows // n_strips for i in range(n_strips + 1)])
 
 
 def _sum_of_products(left, right):
