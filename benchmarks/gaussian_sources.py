@@ -84,15 +84,24 @@ def _apart(part, options):
 
 def _timed(act, repeats):
     """Seconds to compile, and the median of the calls after."""
+    return _alternated([act], repeats)[0]
+
+
+def _alternated(acts, repeats):
+    """The same of several that take turns: a machine that changes its speed does so for all."""
     import jax
 
-    seconds = []
+    seconds = [[] for _ in acts]
     for _ in range(repeats + 1):
-        start = time.perf_counter()
-        jax.block_until_ready(act())
-        seconds.append(time.perf_counter() - start)
-    steady = statistics.median(seconds[1:])
-    return {"seconds": steady, "compilation_s": max(seconds[0] - steady, 0.0)}
+        for act, own in zip(acts, seconds, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(act())
+            own.append(time.perf_counter() - start)
+    steady = [statistics.median(own[1:]) for own in seconds]
+    return [
+        {"seconds": middle, "compilation_s": max(own[0] - middle, 0.0)}
+        for middle, own in zip(steady, seconds, strict=True)
+    ]
 
 
 def _labelled(name, timing):
@@ -175,10 +184,10 @@ def _eloreta(options):
             operator, evoked.nave, LAMBDA2, method, copy=True
         )
 
-    them = _timed(theirs, 2)
+    us, default, them = _alternated(
+        [lambda: ours(1.5e-6), lambda: ours(1e-8), theirs], options.repeats
+    )
     their_residual = _residual(*_mne_weights(theirs("MNE"), theirs()), LAMBDA2)
-    us = _timed(lambda: ours(1.5e-6), options.repeats)
-    default = _timed(lambda: ours(1e-8), options.repeats)
     posterior = _quiet(be.infer, be.GaussianSources(lambda2=LAMBDA2), problem, progress=False)
     mine = posterior.statistic("eLORETA")
     other = mne.minimum_norm.apply_inverse(evoked, operator, LAMBDA2, "eLORETA").data

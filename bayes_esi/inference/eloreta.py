@@ -43,7 +43,6 @@ doi:10.1098/rsta.2011.0081; Anderson 1965, doi:10.1145/321296.321305 (mixing).
 """
 
 import functools
-import itertools
 from typing import NamedTuple
 
 import jax
@@ -54,6 +53,7 @@ from jax import lax
 from ..core.checks import check_array, check_count, check_positive
 from ..core.types import Array, Bool, Float, Int
 from ..linalg import blocks
+from ..linalg import pieces as cut
 
 __all__ = ["EloretaWeights", "State", "init", "kernel", "run", "step"]
 
@@ -67,15 +67,11 @@ _GAIN = 5
 _LEADING = 0.56
 # After so many drafts, or once they have gained this, their error is what is left.
 _MAX_DRAFTS, _DRAFTED = 3, 0.1
-# Sources in a piece: with 300 rows in single precision, half a megabyte.
-_PIECE = 128
-# Rows at most in a strip of a symmetric product, which leaves out what mirrors an earlier one.
-_STRIP = 76
-# Rows of the lead field taken at a time in sums over rows.
-_N_ROWS = 8
+# Gain from one full step to the next at which drafts go on; without any it is 0.1 to 0.2.
+_WORTH = 0.05
 # Rounding error of a quadratic form G_j' M G_j in single precision: largest relative error of
-# thousands of blocks, over the largest S_ii M_ii, found between 0.8 and 2.2 units of rounding.
-_NOISE = 3 * float(np.finfo(np.float32).eps)
+# thousands of blocks, over the largest S_ii M_ii, found between 1.6 and 5.7 units of rounding.
+_NOISE = 6 * float(np.finfo(np.float32).eps)
 # Increments start anew from full precision once their error reaches this share of the residual,
 # unless half of the residual asked for leaves room for it.
 _SHARE = 0.01
@@ -233,16 +229,16 @@ def init(lead_field: Float[Array, "m n_sources d"], lambda2, is_normalised):
     lambda2 = jnp.where(is_normalised, lambda2, lambda2 / unit**2)
 
     def low_and_gram(piece):
-        return piece.astype(jnp.float32), _sum_of_products(piece, piece)
+        return piece.astype(jnp.float32), cut.sum_of_products(piece, piece)
 
-    low, gram = _over_pieces(low_and_gram, lead_field, unit)
-    gram = _joined(gram)
+    low, gram = cut.over_pieces(low_and_gram, lead_field, unit)
+    gram = cut.joined(gram)
     values, vectors = blocks.eigen(gram)
     is_seen = values > 100 * jnp.finfo(dtype).eps * values.max(axis=0)
     audible = blocks.assemble(is_seen.astype(dtype), vectors)
     values, vectors = blocks.eigen(_fill(gram, audible))
     cov = blocks.assemble(1 / jnp.sqrt(values), vectors)
-    powers, modes = jnp.linalg.eigh(_data_cov(low, cov, m))
+    powers, modes = jnp.linalg.eigh(cut.data_cov(low, cov, m))
     powers, modes = jnp.maximum(powers[::-1], 0), modes[:, ::-1]
     weight = blocks.trace(blocks.project(blocks.assemble(jnp.sqrt(values), vectors), audible))
     scale = lax.cond(
@@ -258,14 +254,13 @@ def init(lead_field: Float[Array, "m n_sources d"], lambda2, is_normalised):
 
     def turned_and_gram(i, given):
         pieces, grams = given
-        turned = jnp.matmul(low_turn, pieces[i].reshape(m, -1), precision=_HIGH)
-        turned = turned.reshape(pieces.shape[1:])
-        return pieces.at[i].set(turned), grams.at[i].set(_sum_of_products(turned, turned))
+        turned = cut.combined(low_turn, pieces[i])
+        return pieces.at[i].set(turned), grams.at[i].set(cut.sum_of_products(turned, turned))
 
     # In place: memory touched for the first time costs as much as the sums.
     nothing = jnp.zeros((len(low), *gram.shape[:2], low.shape[-1]), low.dtype)
     pieces, quadratic = lax.fori_loop(0, len(low), turned_and_gram, (low, nothing))
-    quadratic = _joined(quadratic).astype(dtype)
+    quadratic = cut.joined(quadratic).astype(dtype)
     noise = lambda2 * jnp.matmul(turn, turn.T, precision=_HIGH)
     field = Field(lead_field, unit, turn, pieces, noise, gram, audible, is_normalised)
 
@@ -326,7 +321,8 @@ def step(state: State, field: Field, tol) -> State:
     n_stalled = jnp.where(is_gain, state.n_stalled * ~is_full, state.n_stalled + 1)
     n_drafts = jnp.where(is_full, 0, state.n_drafts + 1)
     is_enough = residual < jnp.maximum(_DRAFTED * state.last_full.residual, _GAIN * tol)
-    is_draft = is_full | ((n_drafts < _MAX_DRAFTS) & ~is_enough)
+    is_worth = residual < _WORTH * state.last_full.residual
+    is_draft = jnp.where(is_full, is_worth, (n_drafts < _MAX_DRAFTS) & ~is_enough)
     # The next full step will have about the square of the gain of a draft.
     coming = jnp.maximum(_SHARE * _DRAFTED**2 * residual, tol / 2)
     is_exact = jnp.where(is_full, (rounding > coming) | (n_stalled == _PATIENCE), state.is_exact)
@@ -361,7 +357,7 @@ def _run(lead_field, lambda2, tol, max_steps, is_normalised):
     values, vectors = blocks.eigen(state.best)
     cov = blocks.project(blocks.assemble(jnp.exp(values), vectors), field.audible)
     cov = jnp.where(is_normalised, cov / field.unit**2, cov)
-    cov = _in_order(cov, lead_field.shape[1])
+    cov = cut.in_order(cov, lead_field.shape[1])
     return EloretaWeights(cov.transpose(2, 0, 1), state.residual, state.n_steps)
 
 
@@ -475,123 +471,18 @@ def _mix(state, look, is_full):
 
 def _evaluate(field, cov):
     turn = field.turn
-    full = _over_pieces(lambda piece: piece, field.lead_field, field.unit)
-    data_cov = _sandwich(turn, _data_cov(full, cov, len(turn)))
+    full = cut.over_pieces(lambda piece: piece, field.lead_field, field.unit)
+    data_cov = _sandwich(turn, cut.data_cov(full, cov, len(turn)))
     precision = _inverse(data_cov, field.noise)
-    return Reference(cov, data_cov, precision, _quadratic(full, _sandwich(turn.T, precision)))
+    return Reference(cov, data_cov, precision, cut.quadratic(full, _sandwich(turn.T, precision)))
 
 
 def _increment(pieces, noise, cov, reference):
     n_rows = len(reference.data_cov)
-    data_cov = reference.data_cov + _data_cov(pieces, cov - reference.cov, n_rows)
+    data_cov = reference.data_cov + cut.data_cov(pieces, cov - reference.cov, n_rows)
     precision = _inverse(data_cov, noise)
-    quadratic = reference.quadratic + _quadratic(pieces, precision - reference.precision)
+    quadratic = reference.quadratic + cut.quadratic(pieces, precision - reference.precision)
     return Reference(cov, data_cov, precision, quadratic)
-
-
-def _data_cov(pieces, cov, n_rows):
-    """sum_j G_j C_j G_j' over the first rows, in the precision of the pieces."""
-    _, _, d, size = pieces.shape
-    bounds = list(_strips(n_rows))
-
-    def add(strips, given):
-        piece, cov = given
-        piece = lax.optimization_barrier(piece[:n_rows])
-        weighted = sum(piece[:, e, None] * cov[e] for e in range(d)).reshape(n_rows, -1)
-        flat = piece.reshape(n_rows, -1)
-        products = [
-            jnp.matmul(weighted[low:high], flat[low:].T, precision=_HIGH) for low, high in bounds
-        ]
-        return [strip + product for strip, product in zip(strips, products, strict=True)], None
-
-    split = cov.astype(pieces.dtype).reshape(d, d, -1, size).transpose(2, 0, 1, 3)
-    nothing = [jnp.zeros((high - low, n_rows - low), pieces.dtype) for low, high in bounds]
-    strips, _ = lax.scan(add, nothing, (pieces, split))
-    upper = jnp.concatenate(
-        [jnp.pad(strip, ((0, 0), (n_rows - strip.shape[1], 0))) for strip in strips]
-    )
-    return (jnp.triu(upper) + jnp.triu(upper, 1).T).astype(cov.dtype)
-
-
-def _quadratic(pieces, matrix):
-    """G_j' M G_j of a symmetric M of the first rows, in the precision of the pieces.
-
-    M = U + U' with U the upper triangle and half of the diagonal.
-    """
-    n_rows = len(matrix)
-    upper = (jnp.triu(matrix) + jnp.triu(matrix, 1)).astype(pieces.dtype) / 2
-    strips = [upper[low:high, low:] for low, high in _strips(n_rows)]
-
-    def form(piece):
-        piece = lax.optimization_barrier(piece[:n_rows])
-        flat = piece.reshape(n_rows, -1)
-        image = [
-            jnp.matmul(strip, flat[n_rows - strip.shape[1] :], precision=_HIGH) for strip in strips
-        ]
-        half = _sum_of_products(piece, jnp.concatenate(image).reshape(piece.shape))
-        return half + half.swapaxes(0, 1)
-
-    return _joined(lax.map(form, pieces)).astype(matrix.dtype)
-
-
-def _strips(n_rows):
-    """First and last row of each strip."""
-    n_strips = -(-n_rows // _STRIP)
-    return itertools.pairwise([i * n_rows // n_strips for i in range(n_strips + 1)])
-
-
-def _sum_of_products(left, right):
-    """Sum over rows of left_e right_f.
-
-    Running over rows keeps the sums in the cache: a reduction over the slow axis that leaves
-    every source to itself took seven times as long.
-    """
-    m, d, n = left.shape
-
-    def products(first, n_rows):
-        a = lax.dynamic_slice_in_dim(left, first, n_rows)
-        b = lax.dynamic_slice_in_dim(right, first, n_rows)
-        return sum(a[r, :, None] * b[r] for r in range(n_rows))
-
-    n_full = m // _N_ROWS
-    sums = lax.fori_loop(
-        0,
-        n_full,
-        lambda i, sums: sums + products(i * _N_ROWS, _N_ROWS),
-        jnp.zeros((d, d, n), left.dtype),
-    )
-    if m % _N_ROWS:
-        sums = sums + products(n_full * _N_ROWS, m % _N_ROWS)
-    return sums
-
-
-def _over_pieces(act, lead_field, unit):
-    """Apply to the pieces (m, d, piece) of the lead field in its unit, and stack.
-
-    The last piece is moved back to end with the sources; those it repeats are silent in it.
-    """
-    n_sources = lead_field.shape[1]
-    size = min(_PIECE, n_sources)
-
-    def one(i):
-        first = jnp.minimum(i * size, n_sources - size)
-        piece = lax.dynamic_slice_in_dim(lead_field, first, size, axis=1)
-        is_new = first + jnp.arange(size) >= i * size
-        return act(jnp.where(is_new, piece.swapaxes(1, 2) / unit, 0).astype(piece.dtype))
-
-    return lax.map(one, jnp.arange(-(-n_sources // size)))
-
-
-def _joined(split):
-    """(d, d, n) of (n_pieces, d, d, piece)."""
-    return split.transpose(1, 2, 0, 3).reshape(*split.shape[1:3], -1)
-
-
-def _in_order(joined, n_sources):
-    """Leave out the sources that the last piece repeats."""
-    n_repeated = joined.shape[-1] - n_sources
-    last = joined.shape[-1] - min(_PIECE, n_sources)
-    return jnp.concatenate([joined[..., :last], joined[..., last + n_repeated :]], axis=-1)
 
 
 def _sandwich(left, matrix):

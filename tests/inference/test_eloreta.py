@@ -2,7 +2,6 @@
 
 import warnings
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -72,6 +71,10 @@ def test_solves_the_equation_and_says_how_well(fields, name, lambda2):
     assert cov.shape == (field.shape[1], field.shape[2], field.shape[2])
     measured = residual_of(field, cov, lambda2)
     assert measured <= 1.05 * float(result.residual) <= 1.05e-8
+    loose = eloreta.run(field, lambda2, tol=1e-6)
+    measured = residual_of(field, np.asarray(loose.inverse_weights), lambda2)
+    # Also where single precision was all: its rounding is part of what is reported.
+    assert measured <= float(loose.residual) <= 1e-6
     # The plain iteration gains a factor of 2 a step: 27 steps.
     assert int(result.n_steps) <= 16
     # Where the plain iteration of the definition ends, from another start.
@@ -182,21 +185,6 @@ def test_single_precision(fields):
     assert low.residual < 5e-5 and low.n_steps < 60
     exact = np.asarray(eloreta.run(field, 1 / 9).inverse_weights)
     np.testing.assert_allclose(low.inverse_weights, exact, atol=1e-3 * np.abs(exact).max())
-
-
-@pytest.mark.slow
-def test_eigenvalues_of_small_blocks():
-    rng = np.random.default_rng(0)
-    for d in (1, 2, 3):
-        blocks = rng.standard_normal((200, d, d))
-        blocks = blocks @ blocks.swapaxes(1, 2)
-        blocks[:5] = np.eye(d)
-        blocks[5] = np.diag([1e-12, 1.0, 1e6][:d])
-        values, vectors = eloreta._eigen(jnp.asarray(blocks.transpose(1, 2, 0)))
-        expected = np.linalg.eigvalsh(blocks)
-        np.testing.assert_allclose(np.sort(values.T, axis=1), expected, rtol=1e-9, atol=1e-13)
-        back = eloreta._assemble(values, vectors).transpose(2, 0, 1)
-        np.testing.assert_allclose(back, blocks, atol=1e-13 * np.abs(blocks).max())
 
 
 def test_one_trace_for_two_data_sets(fields):
