@@ -21,9 +21,10 @@ alone, from the last full step (S_0, M_0, A_0j = G_j' M_0 G_j) on:
 
     M_L = (M_0L^{-1} + sum G_Lj (C_j - C_0j) G_Lj')^{-1},     A_j = A_0j + G_Lj' (M_L - M_0L) G_Lj,
 
-the equation again, with the other rows as part of the noise. Two or three drafts, of a third of
-the cost each, take the place of full steps; the next full step finds the true residual, some 1 % of
-the last one's. Drafts certify nothing.
+the equation again, with the other rows as part of the noise. Two or three drafts, of two fifths of
+the cost each, come between full steps; the next full step finds the true residual, some 1 % of the
+last one's. Drafts certify nothing. Where the rows left out matter too much (few sensors, little
+noise, or fields without an order) the first full step shows it, and full steps go on alone.
 
 *Precision.* With C_0, M_0 and what follows from them known in full precision, single precision
 is enough for the changes, S - S_0 and G_j' (M - M_0) G_j, whose rounding errors shrink with them.
@@ -36,7 +37,8 @@ of the rounding error of the increments.
 *Products.* Both are symmetric, so little more than half of each is computed, and they run over
 sources in pieces that stay in the cache.
 
-Cost O(m^2 n d + m^3) a full step; 3 of them and 5 drafts to 1e-6, 5 and 8 to 1e-8.
+Cost O(m^2 n d + m^3) a full step. For 302 magnetic sensors 3 of them and 5 drafts to 1e-6, 4 full
+ones to 1e-8; where drafts are of no use, 9 to 11 and 11 to 14.
 
 References: Pascual-Marqui 2007, arXiv:0710.3341; Pascual-Marqui et al. 2011,
 doi:10.1098/rsta.2011.0081; Anderson 1965, doi:10.1145/321296.321305 (mixing).
@@ -155,6 +157,7 @@ def run(lead_field, lambda2=1 / 9, *, is_normalised=False, tol=1e-8, max_steps=2
     tol : float
         Residual at which to stop. Single precision stops at 1e-5 at best.
     max_steps : int
+        Of full steps; the drafts between them are not counted.
 
     Returns
     -------
