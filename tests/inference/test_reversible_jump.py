@@ -105,23 +105,21 @@ def check(name, sampler, n_candidates, seed, **changes):
             assert abs(shift) < 0.25 * spread
 
 
-# Every pair compiles for about ten seconds: one of them here, the rest is marked slow.
+def test_tempering_agrees_with_enumeration():
+    check("correlated, unknown scales", "smc", 8, seed=1)
+
+
+# Each sampler meets both ways to propose places on half of the problems: a case takes half a
+# minute, most of it compilation.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "n_candidates", "sampler"),
     [
-        pytest.param("correlated, known scales", 0, "reversible_jump", marks=pytest.mark.slow),
-        ("correlated, unknown scales", 8, "smc"),
-        pytest.param("ambiguous, unknown scales", 8, "reversible_jump", marks=pytest.mark.slow),
+        (name, (0, 8)[(i + j) % 2], sampler)
+        for i, name in enumerate(PROBLEMS)
+        for j, sampler in enumerate(SAMPLERS)
     ],
 )
-def test_samplers_agree_with_enumeration(name, n_candidates, sampler):
-    check(name, sampler, n_candidates, seed=1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("n_candidates", [0, 8])
-@pytest.mark.parametrize("name", PROBLEMS)
 def test_samplers_agree_with_enumeration_on_every_problem(name, n_candidates, sampler):
     # Half of the ambiguous posterior is a plateau of the moment scale that takes time to cross.
     changes = {"n_samples": 3000} if sampler == "reversible_jump" else {}

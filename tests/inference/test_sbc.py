@@ -174,7 +174,7 @@ def test_wrong_trajectories_are_found(tracks):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["particle_smoother", "particle_filter", "particle_gibbs"])
 def test_posteriors_of_tracks_are_calibrated(method):
-    check(calibration_tracks, *calibrate(calibration_tracks, method, 60, 31, seed=5))
+    check(calibration_tracks, *calibrate(calibration_tracks, method, 40, 31, seed=5))
 
 
 @pytest.mark.slow
@@ -182,5 +182,5 @@ def test_backward_sampling_alone_is_calibrated():
     """Parameters given, no moves of its draws."""
     known = calibration_tracks.model(known=True)
     sizes = {"n_particles": 1000, "n_renewal_moves": 0}
-    run = calibrate(calibration_tracks, "particle_smoother", 200, 31, seed=5, belief=known, **sizes)
+    run = calibrate(calibration_tracks, "particle_smoother", 120, 31, seed=5, belief=known, **sizes)
     check(calibration_tracks, *run)
