@@ -130,7 +130,7 @@ def test_single_precision_tells_the_same_of_tracks(method):
     if method == "particle_filter":
         del more["n_renewal_moves"]
     if method == "smc":
-        more = {"n_particles": 200, "n_runs": 4, "n_moves": 20, "n_kept": 5}
+        more = {"n_particles": 200, "n_runs": 2, "n_moves": 20, "n_kept": 5}
     if method == "particle_gibbs":
         more = {"n_chains": 64, "n_samples": 60, "n_burn_in": 200, "n_thin": 5}
     told = []
