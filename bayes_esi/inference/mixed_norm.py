@@ -1,0 +1,429 @@
+"""Mixed-norm estimate: few sources explain the data, whatever their orientation and course in time.
+
+    min_X  P(X) = 1/2 |Y - G X|^2 + alpha sum_j w_j |X_j|,     Y (m, n_times), X_j (d, n_times)
+
+with Frobenius norms: |X_j| takes all components and samples of a source together. Dual problem:
+
+    max  1/2 |Y|^2 - 1/2 |Y - Z|^2   subject to  |G_j' Z| <= alpha w_j for all j
+
+Z is the residual at the solution, hence a shortened residual bounds the minimum from below.
+
+*Time.* P does not change when the samples are rotated. Y = U S V' is replaced by U S, whose columns
+are as many as its rank; X is rotated back. Nothing is lost.
+
+*Working sets.* The problem is solved on few sources (`group_scales.py`, Newton's method in one
+number a source), all others are surveyed, G'(Y - G X), and those nearest to their constraint, or
+farthest beyond, join: least (1 - |G_j' Z| / alpha w_j) / (|G_j| / w_j). Sizes double, and
+each is compiled once.
+Screening rules, which discard sources for good by the size of the gap, have nothing to do here:
+each working set is solved to rounding in a few steps, so the gap leaps from where nothing can be
+discarded to zero.
+
+*Certificate.* (P - D) / (1/2 |Y|^2) over all sources.
+
+Cost: O(m n d r) a survey, 3 to 7 of them; r is the rank of the data.
+
+References: Gramfort, Kowalski, Hämäläinen 2012, doi:10.1088/0031-9155/57/7/1937 (the estimate);
+Ou, Hämäläinen, Golland 2009, doi:10.1016/j.neuroimage.2008.05.063; Massias, Gramfort, Salmon 2018,
+arXiv:1802.07481 (working sets by distance to the constraint).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import nnls
+
+from ..core.checks import check_array, check_count, check_positive
+from ..core.types import Array, Float
+from . import group_scales
+
+__all__ = [
+    "MixedNorm",
+    "Problem",
+    "State",
+    "alpha_max",
+    "certify",
+    "check_problem",
+    "choose",
+    "debias",
+    "init",
+    "predict",
+    "prepare",
+    "run",
+    "run_path",
+    "scaled_dual",
+    "solve",
+    "step",
+    "working_size",
+]
+
+# Sources of a working set: these numbers, doubled again and again, are what is compiled.
+_SIZES = (32, 48)
+_GROWTH = 1.5  # of its size over the number of active sources
+_NEWTON_STEPS = 100
+# Gap on a working set, as a share of the gap that is asked for, and of the gap on all sources.
+_INNER_SHARE, _OUTER_SHARE = 0.1, 0.01
+_FLOAT32_TOL = 2e-5  # what single precision can certify
+
+
+class MixedNorm(NamedTuple):
+    """Active sources, and the certificate that no other answer is better by more than the gap."""
+
+    support: np.ndarray  # (n_active,) int, increasing
+    sources: np.ndarray  # (n_active, d, n_times), units of whitened data / lead field
+    alpha: float
+    objective: float  # P
+    gap: float  # relative to 1/2 |Y|^2, over all sources
+    n_steps: int  # Newton steps, all working sets together
+    is_converged: bool
+
+
+class Problem(NamedTuple):
+    """What is computed once for all alpha."""
+
+    field: Float[Array, "n d m"]
+    data: Float[Array, "m r"]  # compressed
+    weights: np.ndarray  # (n,)
+    reach: np.ndarray  # (n,) |G_j| / w_j
+    rotation: np.ndarray  # (r, n_times): data = compressed @ rotation
+    energy: float  # 1/2 |Y|^2
+
+
+class State(NamedTuple):
+    """An estimate, and the survey of all sources at it."""
+
+    scales: np.ndarray  # (n,) |X_j| / w_j of sources that have been in a working set
+    chosen: np.ndarray  # (k,) the last working set, none at the start
+    sources: Float[Array, "k d r"]
+    residual: Float[Array, "m r"]
+    ratio: np.ndarray  # (n,) |G_j' residual| / w_j
+    misfit: float  # 1/2 |residual|^2
+    inner: float  # <Y, residual>
+    penalty: float  # sum_j w_j |X_j|
+    n_steps: int
+
+
+def run(data, lead_field, alpha, weights=None, *, tol=1e-6, max_steps=100):
+    """Solve for the mixed-norm estimate.
+
+    Parameters
+    ----------
+    data : (m, n_times) array
+        Whitened.
+    lead_field : (m, n_sources, d) array
+        Whitened; d at most 3. With one component a source, this is the multi-task lasso.
+    alpha : float
+        Weight of the penalty, in units of whitened data; from `alpha_max` on all sources are zero.
+    weights : (n_sources,) array, optional
+        Positive: sources of large weight are penalised more. Ones by default.
+    tol : float
+        Relative duality gap. Single precision certifies 2e-5 at best.
+    max_steps : int
+        Working sets.
+
+    Returns
+    -------
+    MixedNorm
+
+    Raises
+    ------
+    ValueError
+        On arrays that are not finite or of other shapes, on numbers that are not positive.
+    """
+    return run_path(data, lead_field, [alpha], weights, tol=tol, max_steps=max_steps)[0]
+
+
+def run_path(data, lead_field, alphas, weights=None, *, tol=1e-6, max_steps=100):
+    """Solve for several alpha, each starting from the one before; decreasing alpha are fastest.
+
+    Parameters and errors are those of `run`.
+
+    Returns
+    -------
+    list of MixedNorm
+    """
+    data, lead_field, weights = check_problem(data, lead_field, weights)
+    alphas = [check_positive("alpha", a, remedy="See alpha_max.") for a in np.atleast_1d(alphas)]
+    tol = check_positive("tol", tol)
+    max_steps = check_count("max_steps", max_steps)
+    problem = prepare(data, lead_field, weights)
+    state = init(problem)
+    found = []
+    for alpha in alphas:
+        state, result = solve(problem, alpha, state, tol=tol, max_steps=max_steps)
+        if problem.field.dtype == np.float32:
+            objective, gap = certify(
+                data, lead_field, alpha, result.support, result.sources, weights
+            )
+            is_converged = gap <= max(tol, _FLOAT32_TOL)
+            result = result._replace(objective=objective, gap=gap, is_converged=is_converged)
+        found.append(result)
+    return found
+
+
+def alpha_max(data, lead_field, weights=None):
+    """Least alpha at which all sources are zero: max_j |G_j' Y| / w_j.
+
+    Parameters and errors are those of `run`.
+    """
+    return float(init(prepare(*check_problem(data, lead_field, weights))).ratio.max())
+
+
+def check_problem(data, lead_field, weights):
+    """Return data, lead field and weights as arrays that belong together."""
+    lead_field = check_array("lead_field", lead_field, ndim=3)
+    m, n_sources, d = lead_field.shape
+    if d > 3:
+        raise ValueError(
+            f"lead_field must have at most 3 components a source, got {d}: its shape is "
+            "(n_channels, n_sources, n_orient)."
+        )
+    data = check_array("data", data, shape=(m, None), remedy="It has one row a channel.")
+    if not np.any(data):
+        raise ValueError("data are zero: there is nothing to explain.")
+    if weights is None:
+        return data, lead_field, np.ones(n_sources)
+    weights = check_array("weights", weights, shape=(n_sources,)).astype(float)
+    if weights.min() <= 0:
+        raise ValueError(
+            f"weights must be positive, got {weights.min():.3g}; leave out a source by its field."
+        )
+    return data, lead_field, weights
+
+
+def prepare(data, lead_field, weights) -> Problem:
+    """Compress the data to their rank and lay out the fields, source by source."""
+    dtype = jax.dtypes.canonicalize_dtype(lead_field.dtype)
+    left, singular, rotation = np.linalg.svd(np.asarray(data, np.float64), full_matrices=False)
+    rank = max(1, int(np.sum(singular > singular[0] * max(data.shape) * np.finfo(float).eps)))
+    # Few sizes, so that data of another rank need not compile again.
+    size = singular.size
+    while size // 2 >= rank:
+        size //= 2
+    field = _by_source(jnp.asarray(lead_field, dtype))
+    return Problem(
+        field=field,
+        data=jnp.asarray((left * singular)[:, :size], dtype),
+        weights=np.asarray(weights, float),
+        reach=np.asarray(_reach(field), float) / weights,
+        rotation=rotation[:size],
+        energy=0.5 * float(np.sum(singular**2)),
+    )
+
+
+def init(problem: Problem) -> State:
+    """No sources, and what all of them make of the data."""
+    n, d, _ = problem.field.shape
+    ratio, square, _ = _survey(problem.field, problem.data, problem.data, problem.weights)
+    return State(
+        scales=np.zeros(n),
+        chosen=np.zeros(0, int),
+        sources=jnp.zeros((0, d, problem.data.shape[1]), problem.field.dtype),
+        residual=problem.data,
+        ratio=ratio,
+        misfit=0.5 * square,
+        inner=square,
+        penalty=0.0,
+        n_steps=0,
+    )
+
+
+def solve(problem: Problem, alpha, start: State, *, tol=1e-6, max_steps=100):
+    """Solve a prepared problem from an estimate, perhaps of another alpha.
+
+    Returns
+    -------
+    State, MixedNorm
+    """
+    if problem.field.dtype == np.float32:
+        tol = max(tol, _FLOAT32_TOL)
+    state, best, last = start._replace(n_steps=0), -np.inf, None
+    for i in range(max_steps + 1):
+        best = max(best, _dual_value(state, alpha))
+        objective = state.misfit + alpha * state.penalty
+        gap = max(objective - best, 0.0) / problem.energy
+        # Where the objective stays, rounding is reached, and nothing else joined.
+        if gap <= tol or last == (objective, state.chosen.size) or i == max_steps:
+            break
+        last = (objective, state.chosen.size)
+        state = step(problem, alpha, state, problem.energy, gap, tol)
+    norms = np.asarray(jnp.sqrt(jnp.sum(state.sources**2, axis=(1, 2))))
+    is_active = norms > 0
+    order = np.argsort(state.chosen[is_active])
+    active = np.asarray(state.sources)[is_active][order]
+    result = MixedNorm(
+        support=state.chosen[is_active][order],
+        sources=(active @ problem.rotation.astype(active.dtype)),
+        alpha=float(alpha),
+        objective=float(objective),
+        gap=float(gap),
+        n_steps=state.n_steps,
+        is_converged=bool(gap <= tol),
+    )
+    return state, result
+
+
+def step(problem: Problem, alpha, state: State, energy, gap, tol) -> State:
+    """Solve on a working set and survey all sources."""
+    n_active = int(np.count_nonzero(state.scales))
+    size = working_size(n_active, state.scales.size)
+    chosen = choose(state.scales, state.ratio / alpha, problem.reach, size)
+    dtype = problem.field.dtype
+    weights = problem.weights[chosen].astype(dtype)
+    found = _solve_chosen(
+        problem.field,
+        problem.data,
+        chosen,
+        weights,
+        np.asarray(alpha, dtype),
+        state.scales[chosen].astype(dtype),
+        np.asarray(energy * max(_INNER_SHARE * tol, _OUTER_SHARE * gap), dtype),
+        np.int32(_NEWTON_STEPS),
+    )
+    ratio, square, inner = _survey(problem.field, found.residual, problem.data, problem.weights)
+    scales = np.zeros(state.scales.size)
+    scales[chosen] = np.asarray(found.scales, float)
+    return State(
+        scales=scales,
+        chosen=chosen,
+        sources=found.sources,
+        residual=found.residual,
+        ratio=ratio,
+        misfit=0.5 * square,
+        inner=inner,
+        penalty=(float(found.value) - 0.5 * square) / float(alpha),
+        n_steps=state.n_steps + int(found.n_steps),
+    )
+
+
+def working_size(n_active, n_sources):
+    """Size of the next working set: room for new sources beside the active ones."""
+    wanted = _GROWTH * n_active
+    size = next(k * 2**i for i in range(60) for k in _SIZES if k * 2**i >= wanted)
+    return min(size, n_sources)
+
+
+def choose(scales, ratio, reach, size):
+    """Sources of the next working set: all that are not zero, then the nearest to their constraint.
+
+    `ratio` is |G_j' Z| / alpha w_j, `reach` |G_j| / w_j.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = np.where(reach > 0, (1 - ratio) / reach, np.inf)
+    distance[scales > 0] = -np.inf
+    if size == scales.size:
+        return np.arange(size)
+    return np.argpartition(distance, size)[:size]
+
+
+def certify(data, lead_field, alpha, support, sources, weights=None):
+    """Objective and relative duality gap of any estimate, in plain double precision.
+
+    Parameters
+    ----------
+    data, lead_field, alpha, weights
+        As in `run`.
+    support : (n_active,) int array
+    sources : (n_active, d, n_times) array
+
+    Returns
+    -------
+    objective, gap : float
+    """
+    data = np.asarray(data, np.float64)
+    field = np.asarray(lead_field, np.float64)
+    m, n, d = field.shape
+    weights = np.ones(n) if weights is None else np.asarray(weights, np.float64)
+    sources = np.asarray(sources, np.float64)
+    residual = data - predict(field, support, sources)
+    norms = np.sqrt(np.sum(sources**2, axis=(1, 2)))
+    objective = 0.5 * np.sum(residual**2) + alpha * np.sum(weights[support] * norms)
+    linked = (field.reshape(m, n * d).T @ residual).reshape(n, -1)
+    largest = np.max(np.sqrt(np.sum(linked**2, axis=1)) / weights)
+    dual = scaled_dual(np.sum(data * residual), np.sum(residual**2), largest, alpha)
+    energy = 0.5 * np.sum(data**2)
+    return float(objective), float(max(objective - dual, 0.0) / energy)
+
+
+def predict(lead_field, support, sources):
+    """Data that the sources produce: (m, n_times)."""
+    field = np.asarray(lead_field)[:, support]
+    return field.reshape(len(field), -1) @ np.reshape(sources, (-1, np.shape(sources)[-1]))
+
+
+def debias(data, lead_field, support, sources):
+    """Undo the shrinkage: one amplitude a source, at least 1, by least squares.
+
+    min_a |Y - sum_j a_j G_j X_j|^2, a_j >= 1: directions and courses stay as they are.
+
+    Parameters
+    ----------
+    data, lead_field
+        As in `run`.
+    support : (n_active,) int array
+    sources : (n_active, d, n_times) array
+
+    Returns
+    -------
+    (n_active, d, n_times) array
+
+    Notes
+    -----
+    Cost O(m n_active d n_times + n_active^3). Reference: Gramfort et al. 2013,
+    doi:10.1016/j.neuroimage.2012.12.051.
+    """
+    if len(support) == 0:
+        return np.asarray(sources)
+    field = np.moveaxis(np.asarray(lead_field, float)[:, support], 1, 0)
+    images = field @ np.asarray(sources, float)  # (n_active, m, n_times)
+    flat = images.reshape(len(support), -1)
+    left, rest = flat @ flat.T, flat @ (np.asarray(data, float) - images.sum(axis=0)).ravel()
+    # The normal equations as least squares again, for the part above 1.
+    values, vectors = np.linalg.eigh(left)
+    is_seen = values > 1e-12 * values[-1]
+    root = np.sqrt(values[is_seen])
+    vectors = vectors[:, is_seen].T
+    above = nnls(root[:, None] * vectors, (vectors @ rest) / root)[0]
+    return np.asarray(sources) * (1 + above).astype(np.asarray(sources).dtype)[:, None, None]
+
+
+def _dual_value(state, alpha):
+    return scaled_dual(state.inner, 2 * state.misfit, state.ratio.max(), alpha)
+
+
+def scaled_dual(inner, square, largest, alpha):
+    """Dual objective at the best multiple of the residual that is feasible."""
+    if square == 0:
+        return 0.0
+    share = min(max(inner / square, 0.0), alpha / largest if largest > 0 else np.inf)
+    return share * inner - 0.5 * share**2 * square
+
+
+def _survey(field, residual, data, weights):
+    linked, square, inner = _linked_norms(field, residual, data)
+    return np.asarray(linked, float) / weights, float(square), float(inner)
+
+
+@jax.jit
+def _linked_norms(field, residual, data):
+    n, d, m = field.shape
+    linked = (field.reshape(n * d, m) @ residual).reshape(n, -1)
+    norms = jnp.sqrt(jnp.sum(linked**2, axis=1))
+    return norms, jnp.sum(residual**2), jnp.sum(data * residual)
+
+
+@jax.jit
+def _solve_chosen(field, data, chosen, *rest):
+    return group_scales.run(field[chosen], data, *rest)
+
+
+@jax.jit
+def _by_source(lead_field):
+    return jnp.transpose(lead_field, (1, 2, 0))
+
+
+@jax.jit
+def _reach(field):
+    return jnp.sqrt(jnp.sum(field**2, axis=(1, 2)))
