@@ -22,7 +22,7 @@ step for F next, shortened if need be.
 
 *Safeguard.* A step that does not lower F enough is replaced by sweeps of block coordinate descent
 in X (proximal gradient steps of single sources), which always lower it: F(|X_j| / w_j) <= P(X).
-Sweeps also come first: most sources of a working set stay at zero, and they find that out cheaply.
+From nothing, sweeps come first: most sources stay at zero, and they find that out cheaply.
 
 Cost of a step: O(m^2 (m + k d) + (k d)^2 (m + r) + k^3); rows are first reduced to k d where
 that is fewer. Certificate: the duality gap on these sources.
@@ -43,8 +43,9 @@ from ..linalg.proximal import shrink
 
 __all__ = ["Solution", "State", "init", "run", "step"]
 
-# Sweeps before the first Newton step, and in place of a step that failed.
+# Sweeps in a row: before the first Newton step, or in place of a step that failed.
 _SWEEPS = 3
+_SMALL = 12  # numbers a source: then sweeps cost less than a step
 # Shares of the Newton steps that are tried: of the one for w / |B| = 1, then of the plain one.
 _SHARES = (1.0, 1.0, 0.25, 0.0625)
 _N_TRIALS = len(_SHARES)
@@ -126,13 +127,12 @@ def _run(field, data, weights, alpha, scales, tol, max_steps):
         turn, triangle = jnp.linalg.qr(columns)
         reduced = triangle, turn.T @ data
     fixed = _Fixed(*reduced, weights, alpha)
-    gram = _gram(columns, k)
     state = init(scales, fixed)
 
     def is_open(state):
         return (state.gap > tol) & (state.n_steps < max_steps) & (state.n_stalled < _STALLED)
 
-    state = lax.while_loop(is_open, lambda state: step(state, fixed, gram), state)
+    state = lax.while_loop(is_open, lambda state: step(state, fixed), state)
     sources = state.scales[:, None, None] * state.linked
     residual = data - columns @ sources.reshape(k * d, -1)
     value = 0.5 * jnp.sum(residual**2) + alpha * jnp.sum(weights * _norms(sources))
@@ -167,7 +167,7 @@ def init(scales, fixed: _Fixed) -> State:
     )
 
 
-def step(state: State, fixed: _Fixed, gram) -> State:
+def step(state: State, fixed: _Fixed) -> State:
     """One Newton step, or sweeps where it would not lower F."""
     columns, _, weights, alpha = fixed
     k = weights.size
@@ -191,11 +191,14 @@ def step(state: State, fixed: _Fixed, gram) -> State:
         scales = lax.cond(
             i < _N_TRIALS,
             lambda: jnp.maximum(state.scales + share * moves[jnp.minimum(i, 1)], 0),
-            lambda: _sweep(state, fixed, gram),
+            lambda: _sweep(state, fixed),
         )
         return i + 1, init(scales, fixed)
 
-    first = jnp.where(state.n_steps == 0, _N_TRIALS, 0).astype(jnp.int32)
+    # Sweeps come first from nothing, and where a source is a few numbers.
+    is_small = flat.shape[0] // k * flat.shape[1] <= _SMALL
+    is_swept = jnp.all(state.scales == 0) | (is_small & (state.n_steps == 0))
+    first = jnp.where(is_swept, _N_TRIALS, 0).astype(jnp.int32)
     worse = state._replace(value=jnp.full_like(state.value, jnp.inf))
     _, trial = lax.while_loop(
         lambda carry: (carry[0] <= _N_TRIALS) & ~is_enough(carry[1]), attempt, (first, worse)
@@ -241,12 +244,12 @@ def _newton(hessian, force, scales, ratio):
     )[2]
 
 
-def _sweep(state: State, fixed: _Fixed, gram):
+def _sweep(state: State, fixed: _Fixed):
     """Scales after proximal gradient steps of one source after the other, in X."""
     weights, alpha = fixed.weights, fixed.alpha
     k = weights.size
     sources = state.scales[:, None, None] * state.linked
-    blocks, curvature = gram
+    blocks, curvature = _gram(fixed.columns, k)
     linked = alpha * state.linked  # G'(Y - G X)
 
     def update(i, carry):
