@@ -108,7 +108,7 @@ def run(
     objective = [_objective(state.misfit, root * alpha, weights[places], norms)]
     n_active, n_steps, gap = [places.size], state.n_steps, first.gap
     # One size for all reweightings: they compile once.
-    size = mixed_norm.working_size(places.size, problem.weights.size)
+    size = mixed_norm.working_size(places.size, 0, problem.weights.size)
     is_settled = places.size == 0
     for _ in range(max_reweightings):
         if is_settled:
@@ -116,7 +116,8 @@ def run(
         own = 0.5 * root * weights[places] / np.sqrt(norms)
         chosen = np.resize(places, size)
         is_filler = np.arange(size) >= places.size
-        field = jnp.where(is_filler[:, None, None], 0, problem.field[chosen])
+        field = np.moveaxis(lead_field[:, chosen], 0, 2).astype(dtype)
+        field[is_filler] = 0
         found = group_scales.run(
             field,
             problem.data,

@@ -128,7 +128,9 @@ def _solve(field, data, alpha, weights, tol, max_steps):
         rows, ratio = rows[is_left], ratio[:, np.flatnonzero(is_left)]
         if rows.size == 0 or i_step == max_steps:
             break
-        size = working_size(max(len(scales[t][0]) for t in rows), n)
+        n_active = max(len(scales[t][0]) for t in rows)
+        n_wanted = int(np.max(np.count_nonzero(ratio > alpha[rows], axis=0)))
+        size = working_size(n_active, n_wanted, n)
         chosen = np.empty((rows.size, size), int)
         start = np.zeros((rows.size, size))
         for i, t in enumerate(rows):

@@ -12,16 +12,21 @@ Z is the residual at the solution, hence a shortened residual bounds the minimum
 are as many as its rank; X is rotated back. Nothing is lost.
 
 *Working sets.* The problem is solved on few sources (`group_scales.py`, Newton's method in one
-number a source), all others are surveyed, G'(Y - G X), and those nearest to their constraint, or
-farthest beyond, join: least (1 - |G_j' Z| / alpha w_j) / (|G_j| / w_j). Sizes double, and
-each is compiled once.
+number a source), others are surveyed, G'(Y - G X), and those nearest to their constraint, or
+farthest beyond, join: least (1 - |G_j' Z| / alpha w_j) / (|G_j| / w_j). Sizes double, and each is
+compiled once. This is done among some hundreds of candidates first, since a survey of all sources
+costs more than Newton's steps.
 Screening rules, which discard sources for good by the size of the gap, have nothing to do here:
 each working set is solved to rounding in a few steps, so the gap leaps from where nothing can be
 discarded to zero.
 
+*Survey.* Of many sources, single precision gives upper bounds of |G_j' R|, its rounding error
+included, (m + d r) u |G_j| |R|; where they are largest, double precision gives the values. The
+largest value is exact, therefore, and all that is found holds in double precision.
+
 *Certificate.* (P - D) / (1/2 |Y|^2) over all sources.
 
-Cost: O(m n d r) a survey, 3 to 7 of them; r is the rank of the data.
+Cost: O(m n d r) a survey of all sources, 2 to 4 of them; r is the rank of the data.
 
 References: Gramfort, Kowalski, Hämäläinen 2012, doi:10.1088/0031-9155/57/7/1937 (the estimate);
 Ou, Hämäläinen, Golland 2009, doi:10.1016/j.neuroimage.2008.05.063; Massias, Gramfort, Salmon 2018,
@@ -33,6 +38,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from scipy.optimize import nnls
 
 from ..core.checks import check_array, check_count, check_positive
@@ -56,12 +62,15 @@ __all__ = [
     "scaled_dual",
     "solve",
     "step",
+    "survey",
     "working_size",
 ]
 
 # Sources of a working set: these numbers, doubled again and again, are what is compiled.
 _SIZES = (32, 48)
-_GROWTH = 1.5  # of its size over the number of active sources
+_ROOM = 8  # at least, beside the active sources
+# Candidates: sizes double from the first; up to the second, all that violate their constraint.
+_CANDIDATES = (256, 1024)
 _NEWTON_STEPS = 100
 # Gap on a working set, as a share of the gap that is asked for, and of the gap on all sources.
 _INNER_SHARE, _OUTER_SHARE = 0.1, 0.01
@@ -83,7 +92,9 @@ class MixedNorm(NamedTuple):
 class Problem(NamedTuple):
     """What is computed once for all alpha."""
 
-    field: Float[Array, "n d m"]
+    field: Float[Array, "m n d"]
+    single: object  # the field over `scale` in single precision; None where that does not pay
+    scale: float
     data: Float[Array, "m r"]  # compressed
     weights: np.ndarray  # (n,)
     reach: np.ndarray  # (n,) |G_j| / w_j
@@ -98,7 +109,7 @@ class State(NamedTuple):
     chosen: np.ndarray  # (k,) the last working set, none at the start
     sources: Float[Array, "k d r"]
     residual: Float[Array, "m r"]
-    ratio: np.ndarray  # (n,) |G_j' residual| / w_j
+    ratio: np.ndarray  # (n,) |G_j' residual| / w_j, or upper bounds; the largest is exact
     misfit: float  # 1/2 |residual|^2
     inner: float  # <Y, residual>
     penalty: float  # sum_j w_j |X_j|
@@ -202,12 +213,17 @@ def prepare(data, lead_field, weights) -> Problem:
     size = singular.size
     while size // 2 >= rank:
         size //= 2
-    field = _by_source(jnp.asarray(lead_field, dtype))
+    field = jnp.asarray(lead_field, dtype)
+    is_rough = dtype == np.float64 and field.shape[1] > 2 * _CANDIDATES[0]
+    lengths = np.asarray(_lengths(field), float)
+    scale = float(lengths.max()) or 1.0
     return Problem(
         field=field,
+        single=_round(field, np.asarray(scale, dtype)) if is_rough else None,
+        scale=scale,
         data=jnp.asarray((left * singular)[:, :size], dtype),
         weights=np.asarray(weights, float),
-        reach=np.asarray(_reach(field), float) / weights,
+        reach=lengths / weights,
         rotation=rotation[:size],
         energy=0.5 * float(np.sum(singular**2)),
     )
@@ -215,8 +231,8 @@ def prepare(data, lead_field, weights) -> Problem:
 
 def init(problem: Problem) -> State:
     """No sources, and what all of them make of the data."""
-    n, d, _ = problem.field.shape
-    ratio, square, _ = _survey(problem.field, problem.data, problem.data, problem.weights)
+    _, n, d = problem.field.shape
+    ratio, square, _ = survey(problem, problem.data)
     return State(
         scales=np.zeros(n),
         chosen=np.zeros(0, int),
@@ -239,16 +255,7 @@ def solve(problem: Problem, alpha, start: State, *, tol=1e-6, max_steps=100):
     """
     if problem.field.dtype == np.float32:
         tol = max(tol, _FLOAT32_TOL)
-    state, best, last = start._replace(n_steps=0), -np.inf, None
-    for i in range(max_steps + 1):
-        best = max(best, _dual_value(state, alpha))
-        objective = state.misfit + alpha * state.penalty
-        gap = max(objective - best, 0.0) / problem.energy
-        # Where the objective stays, rounding is reached, and nothing else joined.
-        if gap <= tol or last == (objective, state.chosen.size) or i == max_steps:
-            break
-        last = (objective, state.chosen.size)
-        state = step(problem, alpha, state, problem.energy, gap, tol)
+    state, gap = _settle(problem, alpha, start._replace(n_steps=0), tol, max_steps)
     norms = np.asarray(jnp.sqrt(jnp.sum(state.sources**2, axis=(1, 2))))
     is_active = norms > 0
     order = np.argsort(state.chosen[is_active])
@@ -257,7 +264,7 @@ def solve(problem: Problem, alpha, start: State, *, tol=1e-6, max_steps=100):
         support=state.chosen[is_active][order],
         sources=(active @ problem.rotation.astype(active.dtype)),
         alpha=float(alpha),
-        objective=float(objective),
+        objective=float(state.misfit + alpha * state.penalty),
         gap=float(gap),
         n_steps=state.n_steps,
         is_converged=bool(gap <= tol),
@@ -265,42 +272,113 @@ def solve(problem: Problem, alpha, start: State, *, tol=1e-6, max_steps=100):
     return state, result
 
 
-def step(problem: Problem, alpha, state: State, energy, gap, tol) -> State:
-    """Solve on a working set and survey all sources."""
+def _settle(problem, alpha, state, tol, max_steps):
+    """Step until the gap is small, or nothing changes."""
+    best, last = -np.inf, None
+    for i in range(max_steps + 1):
+        best = max(best, _dual_value(state, alpha))
+        objective = state.misfit + alpha * state.penalty
+        gap = max(objective - best, 0.0) / problem.energy
+        # Where the objective stays, rounding is reached, and nothing else joined.
+        if gap <= tol or last == (objective, state.chosen.size) or i == max_steps:
+            break
+        last = (objective, state.chosen.size)
+        state = step(problem, alpha, state, gap, tol, max_steps)
+    return state, gap
+
+
+def step(problem: Problem, alpha, state: State, gap, tol, max_steps) -> State:
+    """Solve on a working set, or among candidates where there are many sources; survey them all."""
+    ratio, n = state.ratio / alpha, state.ratio.size
     n_active = int(np.count_nonzero(state.scales))
-    size = working_size(n_active, state.scales.size)
-    chosen = choose(state.scales, state.ratio / alpha, problem.reach, size)
-    dtype = problem.field.dtype
-    weights = problem.weights[chosen].astype(dtype)
-    found = _solve_chosen(
-        problem.field,
-        problem.data,
-        chosen,
-        weights,
-        np.asarray(alpha, dtype),
-        state.scales[chosen].astype(dtype),
-        np.asarray(energy * max(_INNER_SHARE * tol, _OUTER_SHARE * gap), dtype),
-        np.int32(_NEWTON_STEPS),
-    )
-    ratio, square, inner = _survey(problem.field, found.residual, problem.data, problem.weights)
-    scales = np.zeros(state.scales.size)
-    scales[chosen] = np.asarray(found.scales, float)
+    size, most = _CANDIDATES
+    n_wanted = int(np.count_nonzero((ratio > 1) & (state.scales == 0)))
+    working = working_size(n_active, n_wanted, n)
+    wanted = max(2 * working, min(n_wanted, most))
+    while size < wanted:
+        size *= 2
+    is_small = 2 * size >= n
+    # To the end at once, unless many want to join who cannot yet.
+    is_first = n_wanted > n_active + (working if is_small else size)
+    tol = max(_INNER_SHARE * tol, _OUTER_SHARE * gap) if is_first else _INNER_SHARE * tol
+    if is_small:
+        chosen = choose(state.scales, ratio, problem.reach, working)
+        found = _solve_chosen(problem, alpha, chosen, state.scales[chosen], tol)
+        residual, sources = found.residual, found.sources
+        n_steps = int(found.n_steps)
+        penalty = (float(found.value) - 0.5 * float(jnp.sum(residual**2))) / float(alpha)
+        active_scales = np.asarray(found.scales, float)
+    else:
+        some = choose(state.scales, ratio, problem.reach, size)
+        few = Problem(
+            field=_take(problem.field, some),
+            single=None,
+            scale=1.0,
+            data=problem.data,
+            weights=problem.weights[some],
+            reach=problem.reach[some],
+            rotation=problem.rotation,
+            energy=problem.energy,
+        )
+        inner = state._replace(scales=state.scales[some], ratio=state.ratio[some], n_steps=0)
+        inner, _ = _settle(few, alpha, inner, tol, max_steps)
+        chosen, residual, sources = some[inner.chosen], inner.residual, inner.sources
+        active_scales, n_steps, penalty = inner.scales[inner.chosen], inner.n_steps, inner.penalty
+    ratio, square, inner_product = survey(problem, residual)
+    scales = np.zeros(n)
+    scales[chosen] = active_scales
     return State(
         scales=scales,
         chosen=chosen,
-        sources=found.sources,
-        residual=found.residual,
+        sources=sources,
+        residual=residual,
         ratio=ratio,
         misfit=0.5 * square,
-        inner=inner,
-        penalty=(float(found.value) - 0.5 * square) / float(alpha),
-        n_steps=state.n_steps + int(found.n_steps),
+        inner=inner_product,
+        penalty=penalty,
+        n_steps=state.n_steps + n_steps,
     )
 
 
-def working_size(n_active, n_sources):
-    """Size of the next working set: room for new sources beside the active ones."""
-    wanted = _GROWTH * n_active
+def survey(problem: Problem, residual):
+    """Correlations of all sources with a residual.
+
+    Returns
+    -------
+    ratio : (n,) array
+        |G_j' residual| / w_j of the largest, upper bounds of the others.
+    square, inner : float
+        |residual|^2 and <Y, residual>.
+    """
+    norms, square, inner = _linked_norms(
+        problem.field if problem.single is None else problem.single, residual, problem.data
+    )
+    norms, square, inner = np.asarray(norms, float), float(square), float(inner)
+    if problem.single is None:
+        return norms / problem.weights, square, inner
+    m, n, d = problem.field.shape
+    unit = 0.5 * float(np.finfo(np.float32).eps)
+    slack = (m + d * residual.shape[1] + 8) * unit
+    ratio = problem.scale * norms / problem.weights
+    ratio += slack * problem.reach * np.sqrt(square)
+    # Room for all that are equally large: sources of the support.
+    size, n_large = _CANDIDATES[0], np.count_nonzero(ratio > (1 - 1e-3) * ratio.max())
+    while size < 2 * n_large:
+        size *= 2
+    if 2 * size < n:
+        top = np.argpartition(-ratio, size)[:size]
+        exact = _linked_norms(_take(problem.field, top), residual, problem.data)[0]
+        ratio[top] = np.asarray(exact, float) / problem.weights[top]
+        if np.delete(ratio, top).max() <= ratio[top].max():
+            return ratio, square, inner
+    exact = _linked_norms(problem.field, residual, problem.data)[0]
+    return np.asarray(exact, float) / problem.weights, square, inner
+
+
+def working_size(n_active, n_wanted, n_sources):
+    """Size of the next working set: the active sources, and room for those that want to join."""
+    room = min(max(n_wanted, _ROOM), max(_SIZES[0], n_active // 2))
+    wanted = min(n_active + room, n_sources)
     size = next(k * 2**i for i in range(60) for k in _SIZES if k * 2**i >= wanted)
     return min(size, n_sources)
 
@@ -401,29 +479,46 @@ def scaled_dual(inner, square, largest, alpha):
     return share * inner - 0.5 * share**2 * square
 
 
-def _survey(field, residual, data, weights):
-    linked, square, inner = _linked_norms(field, residual, data)
-    return np.asarray(linked, float) / weights, float(square), float(inner)
-
-
 @jax.jit
 def _linked_norms(field, residual, data):
-    n, d, m = field.shape
-    linked = (field.reshape(n * d, m) @ residual).reshape(n, -1)
-    norms = jnp.sqrt(jnp.sum(linked**2, axis=1))
-    return norms, jnp.sum(residual**2), jnp.sum(data * residual)
+    m, n, d = field.shape
+    square = jnp.sum(residual**2)
+    # Numbers of order one: squares in single precision stay in its range.
+    length = jnp.where(square > 0, jnp.sqrt(square), 1)
+    own = (residual / length).astype(field.dtype)
+    linked = jnp.matmul(own.T, field.reshape(m, n * d), precision=lax.Precision.HIGHEST)
+    norms = jnp.sqrt(jnp.sum(linked.reshape(-1, n, d) ** 2, axis=(0, 2)))
+    return norms.astype(square.dtype) * length, square, jnp.sum(data * residual)
+
+
+def _solve_chosen(problem, alpha, chosen, scales, tol):
+    dtype = problem.field.dtype
+    return group_scales.run(
+        _gather(problem.field, chosen),
+        problem.data,
+        problem.weights[chosen].astype(dtype),
+        np.asarray(alpha, dtype),
+        scales.astype(dtype),
+        np.asarray(tol * problem.energy, dtype),
+        np.int32(_NEWTON_STEPS),
+    )
 
 
 @jax.jit
-def _solve_chosen(field, data, chosen, *rest):
-    return group_scales.run(field[chosen], data, *rest)
+def _gather(field, chosen):
+    return jnp.transpose(field[:, chosen], (1, 2, 0))
 
 
 @jax.jit
-def _by_source(lead_field):
-    return jnp.transpose(lead_field, (1, 2, 0))
+def _take(field, chosen):
+    return field[:, chosen]
 
 
 @jax.jit
-def _reach(field):
-    return jnp.sqrt(jnp.sum(field**2, axis=(1, 2)))
+def _round(field, scale):
+    return (field / scale).astype(jnp.float32)
+
+
+@jax.jit
+def _lengths(field):
+    return jnp.sqrt(jnp.sum(field**2, axis=(0, 2)))

@@ -115,17 +115,36 @@ def test_out_of_steps_says_so():
 
 
 def test_working_sets_change_nothing(monkeypatch):
-    """Sets of 8 and more, of 32 and more, and all sources at once."""
+    """Sets of 8 and more, of 4 and more among candidates, and all sources at once."""
     data, field, weights = make(2)
     alpha = 0.15 * mixed_norm.alpha_max(data, field, weights)
     results = []
-    for sizes in ((8, 12), (32, 48), (N, 2 * N)):
+    # The second has candidates of 16, and surveys in single precision.
+    for sizes, candidates in (((8, 12), 256), ((4, 6), 8), ((N, 2 * N), 256)):
         monkeypatch.setattr(mixed_norm, "_SIZES", sizes)
+        monkeypatch.setattr(mixed_norm, "_CANDIDATES", (candidates, 2 * candidates))
         results.append(mixed_norm.run(data, field, alpha, weights, tol=1e-13))
     for other in results[:2]:
         np.testing.assert_array_equal(other.support, results[2].support)
         scale = np.abs(results[2].sources).max()
         np.testing.assert_allclose(other.sources, results[2].sources, atol=1e-9 * scale)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-25, 1e25])
+def test_surveys_in_single_precision_bound_and_their_largest_is_exact(unit, monkeypatch):
+    data, field, weights = make(3)
+    field = unit * field
+    plain = mixed_norm.prepare(data, field, weights)
+    monkeypatch.setattr(mixed_norm, "_CANDIDATES", (8, 16))
+    rough = mixed_norm.prepare(data, field, weights)
+    assert plain.single is None and rough.single.dtype == np.float32
+    for residual in (plain.data, 1e-6 * plain.data[:, ::-1]):
+        exact, square, inner = mixed_norm.survey(plain, residual)
+        bounds, *same = mixed_norm.survey(rough, residual)
+        assert same == [square, inner]
+        assert np.all(bounds >= exact * (1 - 1e-14)) and np.all(bounds < exact * (1 + 1e-3))
+        assert bounds.max() == pytest.approx(exact.max(), rel=1e-14)
+        assert np.count_nonzero(bounds > exact * (1 + 1e-9)) >= N - 16
 
 
 def test_zero_from_alpha_max_on():
@@ -370,7 +389,7 @@ def test_one_compilation_for_all_data_of_a_shape():
     mixed_norm.run(data, field, alpha, weights)
     minimum_current.run(data, field, alpha / 3, weights)
     kernels = (
-        mixed_norm._solve_chosen,
+        mixed_norm._gather,
         mixed_norm._linked_norms,
         minimum_current._solve_each,
         group_scales.run,
