@@ -189,11 +189,14 @@ def _mixed_norm(options):
 
 def _sure(options):
     import mne
+    import numpy as np
 
     from bayes_esi.inference import sparse_choice
 
     data, field, call = _recording(options)
-    acts = {"ours": lambda: sparse_choice.sure(data, field)}
+    # MNE whitens with the noise of one trial: on our data, of the average, that is sqrt(nave).
+    noise_std = float(np.sqrt(call["evoked"].nave))
+    acts = {"ours": lambda: sparse_choice.sure(data, field, noise_std=noise_std)}
     if not options.no_peer:
         acts["mne"] = lambda: mne.inverse_sparse.mixed_norm(alpha="sure", random_state=0, **call), 0
     timings, found = _in_turns(acts, options.repeats)
