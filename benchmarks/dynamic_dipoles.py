@@ -178,7 +178,7 @@ def _speed(options):
     del part
     _log(result)
 
-    n_moves = 50 if small else 1000
+    n_moves = 50 if small else 200
     chains = {"n_chains": 8, "n_burn_in": n_moves, "n_samples": n_moves // 10, "n_thin": 10}
     timing = _timed(lambda i: infer(i, "particle_gibbs", **chains), repeats)
     moves = 8 * 2 * n_moves / (timing["seconds"] - set_up["seconds"])

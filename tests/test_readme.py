@@ -70,6 +70,25 @@ def test_dipoles_in_time_are_those_of_the_kept_results():
         {round(f["peak_ms"]) for f in both[1::2]},
     )
     assert peaks == ({93, 105}, {93}) and "93-105 ms\n(left) and 93 ms (right)" in readme
+    result = json.loads((results / "dynamic_dipoles_cpu_float64.json").read_text("utf-8"))
+    speed, claims = result["speed"], result["literature"]["claims"]
+    summary = result["literature"]["summary"]
+    assert f"off by {summary['filter']['localisation_mm'][0]:.1f} mm" in readme
+    # Every figure is a mean and its standard error over seeds.
+    for name, text in (
+        ("localisation_mm_filter_over_bootstrap", "{:.2f} times as far as the bootstrap"),
+        ("localisation_mm_filter_over_bootstrap_walking_20x", "{:.2f} times as far\nas that"),
+        ("onset_localisation_mm_filter_less_smoother", "{:.0f} mm further off"),
+        ("settled_localisation_mm_filter_less_smoother", "later {:.1f} mm"),
+        ("ospa_mm_smoother_over_static_windows", "OSPA is {:.2f} times"),
+    ):
+        assert text.format(claims[name][0]) in readme
+    both = f"filter {speed['filter_s']:.1f} s, smoother {speed['smoother_s']:.0f} s"
+    steps = [f"{speed[f'streaming_step_ms{end}']:.0f} ms" for end in ("", "_95")]
+    assert (
+        f"{both}; one sample of a stream with 200 particles {steps[0]} (median), {steps[1]}"
+        in readme
+    )
     for method in ("particle_gibbs", "particle_filter", "particle_smoother"):
         path = results / f"calibration_dynamic_dipoles_{method}.json"
         result = json.loads(path.read_text("utf-8"))

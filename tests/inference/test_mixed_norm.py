@@ -114,6 +114,7 @@ def test_out_of_steps_says_so():
     assert mixed_norm.run(data, field, alpha, tol=1e-10).is_converged
 
 
+@pytest.mark.slow
 def test_working_sets_change_nothing(monkeypatch):
     """Sets of 8 and more, of 4 and more among candidates, and all sources at once."""
     data, field, weights = make(2)
@@ -245,6 +246,7 @@ def test_path_equals_single_runs():
     assert len(path[0].support) == 0 and len(path[1].support) < len(path[2].support)
 
 
+@pytest.mark.slow
 def test_one_component_is_the_multi_task_lasso():
     from sklearn.linear_model import Lasso, MultiTaskLasso
 
@@ -371,6 +373,7 @@ def test_minimum_current_of_components():
     assert np.mean(found.sources == 0) > 0.3
 
 
+@pytest.mark.slow
 def test_single_precision():
     data, field, weights = make(13)
     alpha = 0.2 * mixed_norm.alpha_max(data, field, weights)

@@ -128,6 +128,7 @@ def test_evidence_finds_the_variances_of_several_sources():
     assert variances[[0, 1]].min() > 10 * variances[2:].max()
 
 
+@pytest.mark.slow
 def test_criteria_choose():
     """Two strong sources: the evidence takes exactly them, predictions come near the noise."""
     data, field, _ = make(6, m=30, n_times=20)
