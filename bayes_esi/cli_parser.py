@@ -99,6 +99,8 @@ def model_of(options):
 def method_options(options):
     """Options for `infer` among those that were given."""
     given = {name: getattr(options, option, None) for option, name in _METHOD.items()}
+    if getattr(options, "method", None) == "particle_gibbs":
+        given["n_chains"] = given.pop("n_runs")  # its chains are its independent runs
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -227,7 +229,7 @@ def _add_window(parser, *, tmin, tmax):
 
 def _add_sampling(parser):
     parser.add_argument("--particles", "--n-particles", type=int, help="particles of each run")
-    parser.add_argument("--runs", type=int, help="independent runs")
+    parser.add_argument("--runs", type=int, help="independent runs, or chains")
 
 
 _COMMANDS = {  # name: what adds its options, and one or two descriptions

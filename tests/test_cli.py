@@ -300,8 +300,11 @@ def test_options_reach_dynamic_dipoles(tiny_files, tmp_path, capsys, monkeypatch
     )
     localize_sources(tiny_files, tmp_path / "out", "dynamic-dipoles", *options.split())
     localize_sources(tiny_files, tmp_path / "out", "dynamic-dipoles", "--motion", "static")
-    assert capsys.readouterr().err == "bayes-esi: enough seen\n" * 2
-    (model, given), (default, nothing) = kept
+    chains = ("--method", "particle_gibbs", "--runs", "5")
+    localize_sources(tiny_files, tmp_path / "out", "dynamic-dipoles", *chains)
+    assert capsys.readouterr().err == "bayes-esi: enough seen\n" * 3
+    (model, given), (default, nothing), (_, of_chains) = kept
+    assert of_chains["n_chains"] == 5 and "n_runs" not in of_chains
     assert isinstance(model, be.DynamicDipoles)
     assert (model.birth_prob, model.death_prob, model.max_dipoles) == (0.02, 0.05, 3)
     assert (model.moment_std, model.noise_std, model.loose) == (2e-8, None, 0.5)
@@ -321,7 +324,7 @@ def test_options_reach_dynamic_dipoles(tiny_files, tmp_path, capsys, monkeypatch
         ("dynamic-dipoles", ("--motion", "-0.01"), "motion must be positive"),
         ("dynamic-dipoles", ("--max-dipoles", "0"), "max_dipoles"),
         ("dynamic-dipoles", ("--max-dipoles", "30"), "only 30 sources can hold a dipole"),
-        ("dynamic-dipoles", ("--method", "smc"), "particle_smoother"),
+        ("dynamic-dipoles", ("--method", "enumerate"), "particle_smoother"),
         ("dynamic-dipoles", ("--n-dipoles", "1"), "--n-dipoles does not belong to --model dynamic"),
         ("static-dipoles", ("--birth-prob", "0.1"), "--birth-prob does not belong"),
         ("gaussian", ("--motion", "0.01"), "--motion does not belong to --model gaussian"),

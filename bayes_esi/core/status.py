@@ -77,8 +77,8 @@ class Status(enum.Enum):
     )
     TOO_MANY_DIPOLES = (
         "more than 5 % of the posterior sits at max_dipoles, so the truncation shapes the answer",
-        "raise max_dipoles, or check the noise covariance: noise that is underestimated is "
-        "explained by extra dipoles",
+        "raise max_dipoles (and n_tracks, if it was given), or check the noise covariance: noise "
+        "that is underestimated is explained by extra dipoles",
     )
 
     @property

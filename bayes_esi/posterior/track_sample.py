@@ -88,6 +88,13 @@ class TrackSample:
     intensity: np.ndarray
     ess: float
 
+    def __repr__(self):
+        number = int(np.argmax(self.n_dipoles_pmf))
+        return (
+            f"<TrackSample | sample {self._time}: {number} dipole{'' if number == 1 else 's'} "
+            f"(probability {self.n_dipoles_pmf[number]:.2f}), {self.ess:.0f} effective particles>"
+        )
+
     def dipoles(self):
         """List the dipoles alive, the most probable first.
 

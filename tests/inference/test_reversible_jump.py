@@ -115,9 +115,10 @@ def test_tempering_agrees_with_enumeration():
 @pytest.mark.parametrize(
     ("name", "n_candidates", "sampler"),
     [
-        (name, (0, 8)[(i + j) % 2], sampler)
-        for i, name in enumerate(PROBLEMS)
-        for j, sampler in enumerate(SAMPLERS)
+        (name, n_candidates, sampler)
+        for names, order in ((list(PROBLEMS)[::2], (0, 8)), (list(PROBLEMS)[1::2], (8, 0)))
+        for name in names
+        for sampler, n_candidates in zip(SAMPLERS, order, strict=True)
     ],
 )
 def test_samplers_agree_with_enumeration_on_every_problem(name, n_candidates, sampler):

@@ -314,7 +314,11 @@ def test_nobody_alive():
         np.zeros((4, 2, 3, 3)),
         np.log(np.full(4, 0.25)),
     )
-    assert TrackSample(stream, alive, 0, 0.0, np.zeros(3), np.zeros(15), 4.0).dipoles() == []
+    now = TrackSample(stream, alive, 0, 0.0, np.array([1.0, 0, 0]), np.zeros(15), 4.0)
+    assert now.dipoles() == []
+    assert repr(now) == (
+        "<TrackSample | sample 0: 0 dipoles (probability 1.00), 4 effective particles>"
+    )
 
 
 def test_particles_draw_their_parameters_from_a_posterior():
