@@ -19,6 +19,7 @@ __all__ = [
     "data_cov",
     "in_order",
     "joined",
+    "map_used",
     "over_pieces",
     "quadratic",
     "sum_of_products",
@@ -48,25 +49,28 @@ def combined(turn: Float[Array, "k m"], piece: Float[Array, "m d size"]):
 
 
 def data_cov(
-    pieces: Float[Array, "n_pieces m d size"], cov: Float[Array, "d d n"], n_rows
+    pieces: Float[Array, "n_pieces m d size"], cov: Float[Array, "d d n"], n_rows, n_used=None
 ) -> Float[Array, "n_rows n_rows"]:
-    """sum_j G_j C_j G_j' over the first rows, in the precision of the pieces."""
+    """sum_j G_j C_j G_j' over the first rows, in the precision of the pieces.
+
+    `n_used`: how many pieces count, known at run time only; all without it.
+    """
     _, _, d, size = pieces.shape
     bounds = list(_strips(n_rows))
 
-    def add(strips, given):
-        piece, cov = given
+    def add(i, strips):
+        piece, cov = pieces[i], split[i]
         piece = lax.optimization_barrier(piece[:n_rows])
         weighted = jnp.einsum("med,efd->mfd", piece, cov, precision=_HIGH).reshape(n_rows, -1)
         flat = piece.reshape(n_rows, -1)
         products = [
             jnp.matmul(weighted[low:high], flat[low:].T, precision=_HIGH) for low, high in bounds
         ]
-        return [strip + product for strip, product in zip(strips, products, strict=True)], None
+        return [strip + product for strip, product in zip(strips, products, strict=True)]
 
     split = cov.astype(pieces.dtype).reshape(d, d, -1, size).transpose(2, 0, 1, 3)
     nothing = [jnp.zeros((high - low, n_rows - low), pieces.dtype) for low, high in bounds]
-    strips, _ = lax.scan(add, nothing, (pieces, split))
+    strips = lax.fori_loop(0, len(pieces) if n_used is None else n_used, add, nothing)
     upper = jnp.concatenate(
         [jnp.pad(strip, ((0, 0), (n_rows - strip.shape[1], 0))) for strip in strips]
     )
@@ -74,11 +78,12 @@ def data_cov(
 
 
 def quadratic(
-    pieces: Float[Array, "n_pieces m d size"], matrix: Float[Array, "k k"]
+    pieces: Float[Array, "n_pieces m d size"], matrix: Float[Array, "k k"], n_used=None
 ) -> Float[Array, "d d n"]:
     """G_j' M G_j of a symmetric M of the first rows, in the precision of the pieces.
 
     M = U + U' with U the upper triangle and half of the diagonal.
+    `n_used`: how many pieces count, known at run time only; the others get zero.
     """
     n_rows = len(matrix)
     upper = (jnp.triu(matrix) + jnp.triu(matrix, 1)).astype(pieces.dtype) / 2
@@ -93,7 +98,16 @@ def quadratic(
         half = sum_of_products(piece, jnp.concatenate(image).reshape(piece.shape))
         return half + half.swapaxes(0, 1)
 
-    return joined(lax.map(form, pieces)).astype(matrix.dtype)
+    return joined(map_used(form, pieces, n_used)).astype(matrix.dtype)
+
+
+def map_used(form, pieces: Float[Array, "n_pieces m d size"], n_used=None):
+    """Blocks (n_pieces, d, d, size) of the first pieces by `form`, zero in the others."""
+    if n_used is None:
+        return lax.map(form, pieces)
+    _, _, d, size = pieces.shape
+    nothing = jnp.zeros((len(pieces), d, d, size), pieces.dtype)
+    return lax.fori_loop(0, n_used, lambda i, out: out.at[i].set(form(pieces[i])), nothing)
 
 
 def _strips(n_rows):
