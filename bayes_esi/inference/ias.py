@@ -9,10 +9,13 @@ The joint maximum over x and theta is the minimum of
     t = theta / s,   u_j = ||x_j||^2 / (2 s_j),   eta = r beta - (d + 2) / 2.
 
 Steps: x given theta is a minimum norm; t given x is the one root of r t^r - eta - u / t: closed
-for r = 1 and r = -1, bracketed closely and found by Newton's method else.
-Each is an exact minimum: E falls at every half step. r = 1 with eta > 0 is convex: one minimum,
-and for eta -> 0 that of the penalty sqrt(2 / s_j) ||x_j||. r = -1 is a Student-t penalty. Other r
-are sparser and have many minima: the hybrid starts them where r = 1 ends.
+for r = 1 and r = -1, bracketed closely and found by Newton's method else. Both are exact minima,
+but theta moves on by 0.8 of its step (in logarithms) where its own terms do not rise: E falls at
+every half step, and half as many are needed.
+
+*Convexity.* r = 1 with eta > 0 is convex: one minimum, and for eta -> 0 that of the penalty
+sqrt(2 / s_j) ||x_j||. r = -1 is a Student-t penalty. Other r are sparser and have many minima: the
+hybrid starts them where r = 1 ends.
 
 One theta for each sample, or one for all, when d counts the components at all samples.
 Covariances of orientation C_j: put G_j C_j^{1/2} in the place of G_j.
@@ -47,6 +50,8 @@ __all__ = ["IasSources", "run", "scales", "step_scale"]
 
 # Steps of the safeguarded Newton iteration for t.
 _N_NEWTON = 40
+# Of over-relaxation in log theta.
+_FURTHER = 1.8
 _HIGH = lax.Precision.HIGHEST
 
 
@@ -295,16 +300,20 @@ def _step(state, data, pieces, scale, exponent, eta):
     _, power, fit = _sources(pieces, state.theta, data)
     is_real = state.theta > 0
     u = power / (2 * scale)
+    tiny = jnp.sqrt(jnp.finfo(u.dtype).tiny)
 
-    def energy(t):
-        t = jnp.where(is_real, t, 1)
-        terms = u / t - eta * jnp.log(t) + t**exponent
-        return fit + jnp.sum(jnp.where(is_real, terms, 0))
+    def terms(t):
+        return jnp.where(is_real, u / t - eta * jnp.log(t) + t**exponent, 0)
 
-    moved = jnp.where(is_real, step_scale(u, eta, exponent), 0)
-    energies = jnp.stack([energy(state.theta / scale), energy(moved)])
+    old = jnp.where(is_real, state.theta / scale, 1)
+    best = jnp.where(is_real, step_scale(u, eta, exponent), 1)
+    further = jnp.clip(best * (best / old) ** (_FURTHER - 1), tiny, 1 / tiny)
+    before, after = terms(old), terms(further)
+    is_safe = after <= before
+    moved = jnp.where(is_safe, further, best)
+    energies = fit + jnp.stack([jnp.sum(before), jnp.sum(jnp.where(is_safe, after, terms(best)))])
     return State(
-        theta=moved * scale,
+        theta=jnp.where(is_real, moved * scale, 0),
         energies=state.energies.at[state.n_steps].set(energies),
         residual=_gap(state.theta, power, scale, exponent, eta),
         n_steps=state.n_steps + 1,

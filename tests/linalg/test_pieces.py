@@ -36,6 +36,18 @@ def test_products_are_those_of_the_whole(m, n, d):
         form = np.einsum("msd,mk,kse->sde", rows, matrix[:k, :k], rows, optimize=True)
         found = pieces.in_order(pieces.quadratic(cut, jnp.asarray(matrix[:k, :k])), n)
         np.testing.assert_allclose(found.transpose(2, 0, 1), form, atol=1e-11 * np.abs(form).max())
+    # The first pieces alone, of a number known at run time.
+    n_used = jnp.asarray(len(cut) - 1)
+    alone = jnp.asarray(padded).at[..., int(n_used) * size :].set(0)
+    np.testing.assert_allclose(
+        pieces.data_cov(cut, jnp.asarray(padded), m, n_used),
+        pieces.data_cov(cut, alone, m),
+        atol=1e-11 * np.abs(padded).max() * n,
+    )
+    some = pieces.quadratic(cut, jnp.asarray(matrix), n_used)
+    whole = pieces.quadratic(cut, jnp.asarray(matrix))
+    np.testing.assert_array_equal(some[..., int(n_used) * size :], 0)
+    np.testing.assert_allclose(some[..., : int(n_used) * size], whole[..., : int(n_used) * size])
     gram = pieces.joined(jnp.stack([pieces.sum_of_products(piece, piece) for piece in cut]))
     expected = np.einsum("msd,mse->sde", field, field)
     np.testing.assert_allclose(
