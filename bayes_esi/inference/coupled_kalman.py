@@ -3,8 +3,8 @@
     x_{t+1} = F x_t + w_t,   w ~ N(0, Q),   x_1 stationary;     y_t = G x_t + v_t,   v ~ N(0, R)
 
 The pieces: the stationary law by sparse products (`stationary_prior`), Kalman gains by the
-Chandrasekhar recursion (`chandrasekhar`, `gain_sequence`), means by the disturbance smoother
-(`disturbance_smoother`), smoothed variances and draws by the simulation smoother
+Chandrasekhar recursion (`chandrasekhar`, `gain_sequence`), filtered means (`disturbance_smoother`),
+and by the simulation smoother smoothed means, smoothed variances and draws in one pass
 (`simulation_smoother`). Log evidence, means, predicted and filtered variances are exact; smoothed
 variances carry a Monte Carlo error, which is returned.
 
@@ -156,19 +156,21 @@ def run(
             progress=lambda done: progress(0.5 * done),
         )
     samples = jnp.asarray(np.asarray(data).T, gains.model.lead_field.dtype)
-    filtered = disturbance_smoother.run_filter(gains, samples, keep_mean=not smooth)
-    rows = np.minimum(np.arange(n_times), gains.n_transient)
     if smooth:
-        mean = np.asarray(_smoothed_mean(gains, filtered, memory_limit))
-        progress(0.6)
-        variance, error = simulation_smoother.smoothed_variance(
-            key, gains, n_draws, 0.3 * memory_limit, lambda done: progress(0.6 + 0.4 * done)
+        mean, variance, error, log_likelihood = simulation_smoother.moments(
+            key,
+            gains,
+            samples,
+            n_draws,
+            0.3 * memory_limit,
+            lambda done: progress(0.5 + 0.5 * done),
         )
         std = np.sqrt(variance, out=variance)
         tiny = np.finfo(std.dtype).tiny
         std_error = error / np.maximum(2 * std**2, tiny)
     else:
-        mean = filtered.mean
+        mean, _, log_likelihood = disturbance_smoother.run_filter(gains, samples, keep_mean=True)
+        rows = np.minimum(np.arange(n_times), gains.n_transient)
         std = np.sqrt(np.maximum(gains.filtered_var, 0.0))[rows]
         std_error = np.broadcast_to(np.zeros((), std.dtype), std.shape)
         progress(1.0)
@@ -176,7 +178,7 @@ def run(
         mean.T,
         std.T,
         std_error.T,
-        filtered.log_likelihood,
+        log_likelihood,
         gains.n_transient,
         gains.dare_residual,
     )
@@ -201,12 +203,5 @@ def sample(key, n_draws, data, gains, *, memory_limit=6 * 2**30):
     (n_draws, n_states, n_times) array
     """
     samples = jnp.asarray(np.asarray(data).T, gains.model.lead_field.dtype)
-    filtered = disturbance_smoother.run_filter(gains, samples, keep_mean=False)
-    mean = np.asarray(_smoothed_mean(gains, filtered, memory_limit))
-    draws = simulation_smoother.draw_errors(key, gains, n_draws, 0.3 * memory_limit)
-    draws += mean
+    draws = simulation_smoother.draw(key, gains, samples, n_draws, 0.3 * memory_limit)
     return np.moveaxis(draws, 1, 2)
-
-
-def _smoothed_mean(gains, filtered, memory_limit):
-    return disturbance_smoother.smooth(gains, filtered.innovation, memory_limit / 4)

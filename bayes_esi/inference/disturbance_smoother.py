@@ -26,7 +26,17 @@ from .chandrasekhar import Gain, Model
 from .sparse_product import multiply
 from .stationary_prior import apply_process_cov, apply_stationary_cov
 
-__all__ = ["Filtered", "backward", "backward_step", "filter_step", "run_filter", "smooth", "turn"]
+__all__ = [
+    "Filtered",
+    "backward",
+    "backward_step",
+    "filter_step",
+    "forward",
+    "log_density",
+    "run_filter",
+    "smooth",
+    "turn",
+]
 
 
 _LONG = 8  # samples; fewer products do not repay a transposed copy
@@ -117,7 +127,7 @@ def smooth(gains, innovation, memory_limit):
     first, disturbance, _ = backward(gains, innovation)
     system = gains.model.dynamics
     start = apply_stationary_cov(system, first[:, None], gains.n_terms, memory_limit)[:, 0]
-    return _forward(system, start, disturbance)
+    return forward(system, start, disturbance)
 
 
 def _solve(gain, x):
@@ -131,10 +141,14 @@ def _filter_block(model, gain, predicted, samples, keep_mean):
         return predicted, (filtered if keep_mean else None, innovation, innovation @ scaled)
 
     predicted, (mean, innovation, square) = jax.lax.scan(body, predicted, samples)
-    n_times, n_channels = samples.shape
-    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(gain.innovation_chol)))
-    constant = n_times * (log_det + n_channels * np.log(2 * np.pi))
-    return predicted, mean, innovation, -0.5 * (jnp.sum(square) + constant)
+    return predicted, mean, innovation, log_density(gain, jnp.sum(square), len(samples))
+
+
+def log_density(gain: Gain, square, n_times):
+    """Log density of `n_times` samples whose e' S^-1 e sum to `square`."""
+    chol = gain.innovation_chol
+    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(chol)))
+    return -0.5 * (square + n_times * (log_det + len(chol) * np.log(2 * np.pi)))
 
 
 def turn(model: Model, gain: Gain, length):
@@ -167,7 +181,9 @@ def _backward_block(model, gain, r, innovation):
 
 
 @functools.partial(jax.jit, donate_argnums=2)
-def _forward(system, start, disturbance):
+def forward(system, start, disturbance):
+    """Smoothed means (n_times, n_states) from x_1|T and the disturbances."""
+
     def body(mean, r):
         return multiply(system.transition, mean) + apply_process_cov(system, r), mean
 

@@ -1,4 +1,4 @@
-"""Draws of the smoothing error, and unbiased posterior variances with their Monte Carlo error.
+"""Smoothed means, unbiased posterior variances with their Monte Carlo error, and draws.
 
 The error of the smoothed mean does not depend on the data, so series are drawn from the model
 itself, with e = G err + v the innovation of the prediction error err:
@@ -7,7 +7,8 @@ itself, with e = G err + v the innovation of the prediction error err:
     backward over e_t gives r_t,   d_1 = err_1 - Pi r_0,   d_{t+1} = F d_t + w_t - Q r_t
 
 d_t has exactly the posterior covariance; posterior draws are smoothed mean plus d. All draws of a
-batch run at once, as matrix products.
+batch run at once, as matrix products. The data run along as one more series: with err_1 = 0,
+w_t = 0 and v_t = y_t the recursions above are those of the smoothed mean, d_t = -x_t|T.
 
 Three facts make few draws enough for the variances.
 
@@ -33,11 +34,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .disturbance_smoother import backward_step, filter_step, turn
+from .disturbance_smoother import backward_step, filter_step, forward, log_density, turn
 from .sparse_product import multiply
 from .stationary_prior import apply_process_cov, apply_stationary_cov, count_terms, draw_process
 
-__all__ = ["batch_size", "disturbance_power", "draw_errors", "smoothed_variance"]
+__all__ = ["Smoothed", "batch_size", "disturbance_power", "draw", "moments"]
 
 # Draws start after so many steps that this fraction of their variance is missing.
 _BURN_IN_TOL = 1e-8
@@ -46,11 +47,22 @@ _REACH_TOL = 1e-6
 _MIN_INTERIOR = 16  # fewer samples are not worth pooling
 
 
+class Smoothed(NamedTuple):
+    """Posterior moments of the states, samples first."""
+
+    mean: np.ndarray  # (n_times, n_states)
+    variance: np.ndarray  # (n_times, n_states), unbiased but for a cut to [0, filtered variance]
+    std_error: np.ndarray  # (n_times, n_states), Monte Carlo standard error of `variance`
+    log_likelihood: float  # of the whitened data
+
+
 class _Pass(NamedTuple):
     """A batch of simulated series after filter and backward pass, ready to go forward."""
 
     first: jax.Array  # (n_states, n_draws) d_1
     blocks: list  # of (start, w - Q r, f), the latter two (length, n_states, n_draws)
+    mean: np.ndarray | None  # (n_times, n_states) of the data that ran along
+    log_likelihood: float
 
 
 def batch_size(gains, n_draws, memory_limit):
@@ -60,31 +72,40 @@ def batch_size(gains, n_draws, memory_limit):
     return int(np.clip(memory_limit // of_draw // 2 * 2, 2, n_draws + n_draws % 2))
 
 
-def draw_errors(key, gains, n_draws, memory_limit):
-    """Draw n_draws smoothing errors: (n_draws, n_times, n_states) array.
+def draw(key, gains, data, n_draws, memory_limit):
+    """Draw n_draws courses from the posterior given `data` (n_times, n_channels).
 
-    Added to the smoothed mean they are draws of the posterior.
+    Returns
+    -------
+    (n_draws, n_times, n_states) array
     """
     batch = batch_size(gains, n_draws, memory_limit)
-    errors = []
+    mean, errors = None, []
     for number in range(-(-n_draws // batch)):
-        simulated = _simulate(jax.random.fold_in(key, number), gains, batch, None, memory_limit)
+        key_batch = jax.random.fold_in(key, number)
+        given = data if mean is None else None
+        simulated = _simulate(key_batch, gains, batch, None, memory_limit, given)
+        mean = simulated.mean if mean is None else mean
         d, path = simulated.first, []
         for _, change, _ in simulated.blocks:
             d, block = _walk(gains.model.dynamics, d, change)
             path.append(np.asarray(block))
         errors.append(np.moveaxis(np.concatenate(path), 2, 0))
-    return np.concatenate(errors)[:n_draws]
+    draws = np.concatenate(errors)[:n_draws]
+    draws += mean
+    return draws
 
 
-def smoothed_variance(key, gains, n_draws, memory_limit, progress=lambda done: None):
-    """Posterior variances of the smoothed states.
+def moments(key, gains, data, n_draws, memory_limit, progress=lambda done: None):
+    """Posterior means and variances of the states.
 
     Parameters
     ----------
     key : PRNG key
     gains : GainSequence
         With variances.
+    data : (n_times, n_channels) array
+        Whitened.
     n_draws : int
         Rounded up to full batches of even size.
     memory_limit : float
@@ -94,17 +115,19 @@ def smoothed_variance(key, gains, n_draws, memory_limit, progress=lambda done: N
 
     Returns
     -------
-    variance, std_error : (n_times, n_states) arrays
-        Unbiased but for a cut to [0, filtered variance]; Monte Carlo standard error.
+    Smoothed
     """
     n_times = gains.n_times
     interior = _interior(gains)
     batch = batch_size(gains, n_draws, memory_limit)
     n_batches = -(-n_draws // batch)
-    inside, edges = [], {}
+    inside, edges, mean, log_likelihood = [], {}, None, 0.0
     for number in range(n_batches):
         key_batch = jax.random.fold_in(key, number)
-        simulated = _simulate(key_batch, gains, batch, interior, memory_limit)
+        given = data if mean is None else None
+        simulated = _simulate(key_batch, gains, batch, interior, memory_limit, given)
+        if mean is None:
+            mean, log_likelihood = simulated.mean, simulated.log_likelihood
         d, pooled = simulated.first, []
         for start, change, filtered in simulated.blocks:
             is_inside = interior.start <= start < interior.stop
@@ -128,7 +151,7 @@ def smoothed_variance(key, gains, n_draws, memory_limit, progress=lambda done: N
     if inside:
         of_draws = np.concatenate(inside, axis=2)  # (2, n_states, n_draws)
         variance[interior], std_error[interior] = _combine_draws(of_draws, filtered_var[-1])
-    return variance, std_error
+    return Smoothed(mean, variance, std_error, log_likelihood)
 
 
 def disturbance_power(key, gains, n_draws, memory_limit):
@@ -154,8 +177,9 @@ def disturbance_power(key, gains, n_draws, memory_limit):
         error = _burn_in(key_batch, gains, batch)
         innovations = []
         for gain, start, length in gains.blocks():
-            error, innovation, _, _ = _error_block(
-                key_batch, model, gain, error, start, length, batch, False
+            samples = _no_samples(gains, length)
+            error, *_, innovation, _ = _error_block(
+                key_batch, model, gain, error, start, samples, batch, False
             )
             innovations.append(innovation)
         r = jnp.zeros_like(error)
@@ -177,27 +201,42 @@ def _interior(gains):
     return range(start, stop) if stop - start >= _MIN_INTERIOR else range(0)
 
 
-def _simulate(key, gains, n_draws, interior, memory_limit):
-    """Draw a batch of series, filter them and run the backward pass."""
+def _simulate(key, gains, n_draws, interior, memory_limit, data=None):
+    """Draw a batch of series, filter them, and `data` if given, and run the backward pass."""
     model = gains.model
     system = model.dynamics
-    error = _burn_in(key, gains, n_draws)
-    first_error, forward = error, []
+    series = _no_samples(gains, gains.n_times) if data is None else data[:, :, None]
+    n_given = series.shape[2]
+    error = jnp.pad(_burn_in(key, gains, n_draws), ((0, 0), (0, n_given)))
+    first_error, passed, log_likelihood = error, [], 0.0
     for gain, start, length in gains.blocks():
         for begin, count in _split(start, length, interior):
-            error, innovation, filtered, process = _error_block(
-                key, model, gain, error, begin, count, n_draws, True
+            samples = series[begin : begin + count]
+            error, filtered, process, innovation, value = _error_block(
+                key, model, gain, error, begin, samples, n_draws, True
             )
-            forward.append([begin, innovation, filtered, process])
-    r, blocks = jnp.zeros_like(error), []
+            passed.append([begin, innovation, filtered, process])
+            log_likelihood += float(jnp.sum(value))
+    r, blocks, disturbances = jnp.zeros_like(error), [], []
     for gain, start, length in gains.reversed_blocks():
         for begin, _ in reversed(_split(start, length, interior)):
-            at, innovation, filtered, process = forward.pop()
+            at, innovation, filtered, process = passed.pop()
             assert at == begin
-            r, change = _backward_block(model, gain, r, innovation, process)
+            r, change, disturbance = _backward_block(model, gain, r, innovation, process)
             blocks.append((begin, change, filtered))
+            disturbances.append(disturbance)
     correction = apply_stationary_cov(system, r, gains.n_terms, memory_limit / 4)
-    return _Pass(first_error - correction, blocks[::-1])
+    mean = None
+    if n_given:
+        disturbance = jnp.concatenate(disturbances[::-1])[:, :, 0]
+        mean = np.asarray(forward(system, correction[:, -1], disturbance))
+    first = (first_error - correction)[:, :n_draws]
+    return _Pass(first, blocks[::-1], mean, log_likelihood)
+
+
+def _no_samples(gains, length):
+    """Data of no series at all."""
+    return jnp.zeros((length, gains.model.lead_field.shape[0], 0), gains.model.lead_field.dtype)
 
 
 def _split(start, length, interior):
@@ -224,42 +263,59 @@ def _stationary_draws(key, system, n_steps, n_draws):
     return jax.lax.fori_loop(0, n_steps, body, start)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6, 7))
-def _error_block(key, model, gain, error, start, length, n_draws, keep):
-    """Prediction errors through `length` samples from `start` on."""
-    n_channels = model.lead_field.shape[0]
+@functools.partial(jax.jit, static_argnums=(6, 7))
+def _error_block(key, model, gain, error, start, samples, n_draws, keep):
+    """Prediction errors from sample `start` on; those of given series are minus their means.
+
+    Returns
+    -------
+    error : (n_states, n_draws + n_given) array
+    filtered, process : (length, n_states, n_draws) arrays in single precision, or None
+    innovation : (length, n_channels, n_draws + n_given) array
+    log_likelihood : (n_given,) array
+    """
+    length, n_channels, n_given = samples.shape
     dtype = error.dtype
 
-    def body(error, t):
+    def body(error, inputs):
+        t, sample = inputs
         key_process, key_noise = jax.random.split(jax.random.fold_in(key, 1 + t))
         normal = jax.random.normal(key_noise, (n_channels, n_draws), jnp.float32)
-        noise = jnp.sqrt(model.noise_var) * normal.astype(dtype)
+        noise = jnp.concatenate([jnp.sqrt(model.noise_var) * normal.astype(dtype), sample], axis=1)
         process = draw_process(key_process, model.dynamics, n_draws)
         # The error of an estimate that starts at zero is filtered like data, with reversed sign.
-        following, filtered, innovation, _ = filter_step(model, gain, error, -noise)
-        kept = (filtered.astype(jnp.float32), process.astype(jnp.float32)) if keep else (None, None)
-        return following + process, (-innovation, *kept)
+        following, filtered, innovation, scaled = filter_step(model, gain, error, -noise)
+        following = following + jnp.pad(process, ((0, 0), (0, n_given)))
+        square = jnp.sum((innovation * scaled)[:, n_draws:], axis=0)
+        if keep:
+            kept = filtered[:, :n_draws].astype(jnp.float32), process.astype(jnp.float32)
+        else:
+            kept = None, None
+        return following, (*kept, -innovation, square)
 
     times = start + jnp.arange(length, dtype=jnp.int32)
-    error, (innovation, filtered, process) = jax.lax.scan(body, error, times)
-    return error, innovation, filtered, process
+    error, (filtered, process, innovation, square) = jax.lax.scan(body, error, (times, samples))
+    value = log_density(gain, jnp.sum(square, axis=0), length)
+    return error, filtered, process, innovation, value
 
 
 @functools.partial(jax.jit, donate_argnums=4)
 def _backward_block(model, gain, r, innovation, process):
-    """Turn w into w - Q r, sample by sample from the last, in place."""
-    length = process.shape[0]
+    """Turn w into w - Q r, sample by sample from the last, in place; keep r of given series."""
+    length, n_states, n_draws = process.shape
     turned = turn(model, gain, length)
 
     def body(i, carry):
-        r, change = carry
+        r, change, given = carry
         t = length - 1 - i
-        smoothed = apply_process_cov(model.dynamics, r).astype(change.dtype)
+        smoothed = apply_process_cov(model.dynamics, r[:, :n_draws]).astype(change.dtype)
         change = change.at[t].add(-smoothed)
+        given = given.at[t].set(r[:, n_draws:])
         r, _ = backward_step(model, gain, turned, r, innovation[t])
-        return r, change
+        return r, change, given
 
-    return jax.lax.fori_loop(0, length, body, (r, process))
+    given = jnp.zeros((length, n_states, r.shape[1] - n_draws), r.dtype)
+    return jax.lax.fori_loop(0, length, body, (r, process, given))
 
 
 @jax.jit

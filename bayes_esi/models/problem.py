@@ -326,7 +326,7 @@ class Problem:
 
 
 def _lent(values, dtype):
-    """A copy that compiled code on a CPU reads in place: row by row, from a multiple of 64 bytes."""
+    """A copy that compiled code on a CPU reads in place: by rows, from a multiple of 64 bytes."""
     n_bytes = values.size * np.dtype(dtype).itemsize
     room = np.empty(n_bytes + 64, np.uint8)
     first = -room.ctypes.data % 64
