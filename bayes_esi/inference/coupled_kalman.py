@@ -100,7 +100,7 @@ def run(
     noise_var,
     *,
     smooth=True,
-    n_draws=16,
+    n_draws=14,
     key=None,
     tol=None,
     memory_limit=6 * 2**30,

@@ -74,7 +74,7 @@ def run(
     prior_shape=None,
     prior_scale=None,
     exact=None,
-    n_draws=16,
+    n_draws=14,
     key=None,
     max_steps=50,
     tol=1e-5,
