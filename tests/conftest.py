@@ -38,7 +38,7 @@ def compiler_effort(request):
 
     Slow tests run for long and get what users get.
     """
-    is_slow = request.node.get_closest_marker("slow") is not None
+    is_slow = any(request.node.get_closest_marker(name) for name in ("slow", "long"))
     jax.config.update("jax_disable_most_optimizations", not is_slow)
 
 

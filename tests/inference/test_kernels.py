@@ -182,7 +182,7 @@ def test_an_interrupted_run_resumes_with_the_same_bits(tmp_path, monkeypatch):
         be.infer(MODEL, problem, checkpoint=stem, **run | {"n_particles": 401})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_table_and_factors_give_the_same_posterior():
     problem, model = make_problem(30, seed=4), be.StaticDipoles(max_dipoles=3)
     options = {"n_particles": 100, "n_runs": 1, "progress": False, "throw": False}
@@ -195,7 +195,7 @@ def test_table_and_factors_give_the_same_posterior():
         be.infer(model, problem, memory_limit=1000, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_single_precision_runs_and_agrees():
     problem = make_problem(20, seed=1)
     double = be.infer(MODEL, problem, **RUN)

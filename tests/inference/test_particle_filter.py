@@ -100,7 +100,7 @@ def test_without_data_the_law_of_births_and_deaths_remains():
     assert info.n_dipoles_pmf[0, 1] == pytest.approx(0.4, abs=5 * np.sqrt(0.24 / N))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rare_births_are_weighted_back_when_nothing_is_seen():
     """Births are proposed at 5 % where the prior has 1 %."""
     problem, model, _, _ = solve("two", 1)
@@ -128,7 +128,7 @@ def known_place(problem, n_dipoles=1):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_with_known_place_and_life_moments_are_those_of_the_kalman_filter():
     problem, _ = track_oracle.toy_two(3)
     model = known_place(problem)
@@ -259,7 +259,7 @@ def longer_problem(n_times=14, n_groups=2, seed=3):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("n_moves", [3])
 def test_particles_know_their_past_over_many_samples_with_unknown_scales(n_moves):
     problem = longer_problem()
@@ -279,7 +279,7 @@ def test_particles_know_their_past_over_many_samples_with_unknown_scales(n_moves
     assert_particles_know_their_past(problem, target, state.particles)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bounded_memory_changes_nothing_but_who_may_be_moved():
     """Rings of samples, of the data and of the past, give the same bits as the whole."""
     problem = longer_problem()
@@ -400,7 +400,7 @@ def assert_unbiased(values, exact, largest_error):
     assert abs(ratio.mean() - 1) < 4 * error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -417,7 +417,7 @@ def test_evidence_is_unbiased_with_few_particles(name, options):
     assert_unbiased(values, truth.log_evidence - problem.log_jacobian, 0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_moves_on_demand_bias_the_evidence_less_the_more_particles_there_are():
     """Moves and stages that the particles call for cost unbiasedness, by O(1 / n_particles)."""
     problem, _, target, truth = solve("two", 1)
@@ -429,7 +429,7 @@ def test_moves_on_demand_bias_the_evidence_less_the_more_particles_there_are():
     assert abs(ratio.mean() - 1) < 0.025
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_evidence_with_unknown_scales_is_that_of_a_grid():
     problem, model, target = with_unknown_scales()
     every = track_oracle.enumerate_trajectories(
@@ -460,7 +460,7 @@ def test_evidence_with_unknown_scales_is_that_of_a_grid():
 # ---------------------------------------------------------------- long runs
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "n_orient", "seed", "proposal"),
     [
@@ -493,7 +493,7 @@ def test_infer_gives_the_exact_filtering_law(name, n_orient, seed, proposal):
     assert posterior.log_evidence == pytest.approx(truth.log_evidence, abs=0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("n_moves", [0, 3])
 def test_moves_leave_the_filtering_law_as_it_is(n_moves):
     """Resampled at every sample, every particle moved, up to three times."""
@@ -512,7 +512,7 @@ def test_moves_leave_the_filtering_law_as_it_is(n_moves):
         assert error.max() < 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_single_precision_follows_the_same_law():
     problem, model, _, truth = solve("two", 3)
     target = target_of(problem, model, np.float32)

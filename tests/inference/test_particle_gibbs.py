@@ -106,7 +106,7 @@ def grid_law(problem, model, n_points=15):
     return np.array(means), np.array(stds), np.stack([1 - alive, alive], axis=-1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_unknown_scales_have_the_law_of_a_grid():
     problem, model, target = unknown_scales()
     draws, trace, status = run(target)
@@ -166,7 +166,7 @@ def test_start_must_fit_the_options():
         run(target, start=start)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name, n_orient", [("one", 3), ("two", 1), ("walk", 1), ("walk", 3)])
 def test_smoothing_law_is_that_of_all_trajectories(name, n_orient):
     problem, model = getattr(track_oracle, f"toy_{name}")(n_orient)
@@ -178,7 +178,7 @@ def test_smoothing_law_is_that_of_all_trajectories(name, n_orient):
     assert distance(births, truth.birth_intensity) < 0.03
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_single_precision_follows_the_same_law():
     problem, model = track_oracle.toy_two(3)
     truth = track_oracle.exact(problem, model)
@@ -188,7 +188,7 @@ def test_single_precision_follows_the_same_law():
     assert distance(laws(draws, problem, 2)[0], truth.n_dipoles_pmf) < 0.03
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_start_does_not_matter():
     problem, model = track_oracle.toy_two()
     target = target_of(problem, model)
@@ -200,7 +200,7 @@ def test_start_does_not_matter():
         assert distance(laws(draws, problem, 2)[1], truth.intensity) < 0.03
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_data_unknown_probabilities_and_tracks_keep_their_prior():
     """From exact draws of the joint prior, many moves at inverse temperature 0."""
     rng = np.random.default_rng(0)

@@ -106,7 +106,7 @@ def test_smoothing_laws_and_well_formed_draws():
     assert found.max() < 0.04 < apart.max()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("n_tries", [0, 1, 8])
 def test_any_number_of_tries_gives_the_same_law(n_tries):
     """Also none at all, where every draw is the ancestral line of its last particle."""
@@ -121,7 +121,7 @@ def test_any_number_of_tries_gives_the_same_law(n_tries):
     assert np.all(np.array(renewals) == 0) == (n_tries == 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["one", "walk"])
 def test_joint_law_of_birth_and_place(name):
     problem, model, target, truth = solve(name, 3)
@@ -133,7 +133,7 @@ def test_joint_law_of_birth_and_place(name):
     assert_same_in_mean(runs, exact_laws(truth), 2e-3, 0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{"ess_threshold": 0.99}, {"n_surveyed": 1}])
 def test_law_does_not_depend_on_resampling_or_survey(options):
     problem, model, target, truth = solve("two", 1)
@@ -144,7 +144,7 @@ def test_law_does_not_depend_on_resampling_or_survey(options):
     assert_same_in_mean(runs, exact_laws(truth), 2e-3, 0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "n_orient", "seed", "n_renewal_moves"),
     [("one", 3, 0, 0), ("two", 1, 0, 40), ("two", 1, 1, 40), ("walk", 3, 0, 40)],
@@ -180,7 +180,7 @@ def test_infer_gives_the_exact_smoothing_law(name, n_orient, seed, n_renewal_mov
     assert np.abs(mean - truth.mean_moment).max() < 5 * model.moment_std / np.sqrt(4000)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "n_orient"), [("two", 1), ("walk", 3)])
 def test_lines_of_the_filter_give_the_same_law(name, n_orient, monkeypatch):
     """The way that is taken where backward sampling has too few particles to choose from."""
@@ -199,7 +199,7 @@ def test_lines_of_the_filter_give_the_same_law(name, n_orient, monkeypatch):
     assert_same_in_mean(runs, exact_laws(truth), 2e-3, 0.04)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("least_ess", [0.0, np.inf])
 def test_unknown_scales_are_integrated_out(least_ess, monkeypatch):
     """Against Gauss-Hermite sums over the moment scale of exact laws: lines and backward draws."""
@@ -239,7 +239,7 @@ def test_unknown_scales_are_integrated_out(least_ess, monkeypatch):
     assert found == pytest.approx(mean, abs=4 * spread / np.sqrt(24))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_with_known_place_and_life_moments_are_those_of_one_large_gaussian():
     problem, _ = track_oracle.toy_two(3)
     weights = np.full(5, 1e-12)
@@ -284,7 +284,7 @@ def test_with_known_place_and_life_moments_are_those_of_one_large_gaussian():
         assert posterior.log_evidence == pytest.approx(value + problem.log_jacobian, abs=0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_single_precision_follows_the_same_law():
     problem, model, _, truth = solve("two", 3)
     cast = dataclasses.replace(

@@ -111,7 +111,7 @@ def test_tempering_agrees_with_enumeration():
 
 # Each sampler meets both ways to propose places on half of the problems: a case takes half a
 # minute, most of it compilation.
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "n_candidates", "sampler"),
     [

@@ -53,13 +53,13 @@ def few():
     return calibrate(calibration, "smc", 20, 15, seed=11, n_particles=100)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_few_replications_run(few):
     assert few[1].shape == (20, len(calibration.STATISTICS), 15)
     check(calibration, *few)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_wrong_draws_are_found(few):
     """Noise levels 30 % too low are seen after 20 replications: the protocol has power."""
     truths, draws, _ = few
@@ -81,7 +81,7 @@ def test_equal_unknowns_have_equal_statistics():
     np.testing.assert_array_equal(values, np.broadcast_to(values[:, :1], values.shape))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "n_replications"), [("smc", 200), ("reversible_jump", 50)])
 def test_posteriors_are_calibrated(method, n_replications):
     check(calibration, *calibrate(calibration, method, n_replications, 63, seed=5))
@@ -171,13 +171,13 @@ def test_wrong_trajectories_are_found(tracks):
     assert test("birth_time", 3)["bias"] < -3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["particle_smoother", "particle_filter", "particle_gibbs"])
 def test_posteriors_of_tracks_are_calibrated(method):
     check(calibration_tracks, *calibrate(calibration_tracks, method, 40, 31, seed=5))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_backward_sampling_alone_is_calibrated():
     """Parameters given, no moves of its draws."""
     known = calibration_tracks.model(known=True)

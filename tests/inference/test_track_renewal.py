@@ -51,7 +51,7 @@ def assert_frequencies(places, is_new, truth, problem, model):
         assert np.all(np.abs(found - exact) < 5 * error + 1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "n_orient"), [("one", 1), ("two", 1), ("two", 3), ("walk", 1), ("walk", 3)]
 )
@@ -84,7 +84,7 @@ def test_exact_draws_stay_exact(name, n_orient):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_move_changes_nothing():
     problem, model, truth = solve("two", 1)
     target = track_inference.prepare(model, problem, 2**30)
@@ -100,7 +100,7 @@ def test_no_move_changes_nothing():
     np.testing.assert_array_equal(new_births, is_new)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_unknown_noise_keeps_the_law_of_a_grid():
     """From exact draws of trajectories and noise scale together; the parameters move, too."""
     problem, model, _ = solve("walk", 1)

@@ -57,7 +57,7 @@ def test_the_first_population_is_the_prior():
     np.testing.assert_allclose(parameters, np.broadcast_to(parameters[:1], parameters.shape))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name, n_orient", [("one", 3), ("two", 1), ("walk", 1)])
 def test_laws_and_evidence_are_those_of_all_trajectories(name, n_orient):
     problem, model, _ = target_of(name, n_orient)
@@ -77,7 +77,7 @@ def test_laws_and_evidence_are_those_of_all_trajectories(name, n_orient):
     assert abs(error) < max(4 * posterior.log_evidence_std, 0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_evidence_with_an_unknown_scale_is_that_of_a_grid():
     import numpyro.distributions as dist
 
