@@ -96,6 +96,7 @@ dipole_inference.repeat(smc, key, model, problem, options, progress=False, check
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_recognised_by_another_process():
     printed = set()
     # Two seeds that order the names of a law's parameters differently.

@@ -8,6 +8,7 @@ import bayes_esi as be
 from bayes_esi.cli import main
 
 
+@pytest.mark.slow
 def test_forward_on_the_average_head(tmp_path, capsys):
     info = be.template_head().info(["Fz", "Cz", "Pz", "Oz", "C3", "C4"], sfreq=100.0)
     evoked = mne.EvokedArray(np.zeros((6, 3)), info, verbose="ERROR")

@@ -137,7 +137,7 @@ def dense_over_two_scales(problem, model, prior, n_nodes=400):
     ],
     ids=["log-uniform", "bounded", "half-normal"],
 )
-@pytest.mark.parametrize("amplitude", [0.15, 0.7])
+@pytest.mark.parametrize("amplitude", [0.15, pytest.param(0.7, marks=pytest.mark.slow)])
 def test_unknown_scales_equal_a_dense_grid(scales, amplitude):
     problem = make_problem(3, amplitude=amplitude)
     model = StaticDipoles(max_dipoles=2, **scales)
@@ -181,7 +181,7 @@ def test_two_noise_groups_equal_a_dense_grid():
     compare(result, summarise(sets, log_joint, problem.n_sources, 1), 1e-4)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_draws_follow_the_posterior(groups):
     problem = make_problem(7, n_sources=6, amplitude=0.25, groups=groups)
     model = StaticDipoles(n_dipoles=1.0, max_dipoles=2 if groups == 1 else 1)

@@ -64,8 +64,15 @@ def chi_square(observed, expected):
     return stats.chisquare(observed[used], expected[used]).pvalue
 
 
-@pytest.mark.parametrize("n_candidates", [0, 6])
-@pytest.mark.parametrize("has_weights", [False, True])
+@pytest.mark.parametrize(
+    ("has_weights", "n_candidates"),
+    [
+        (False, 0),
+        pytest.param(False, 6, marks=pytest.mark.slow),
+        pytest.param(True, 0, marks=pytest.mark.slow),
+        (True, 6),
+    ],
+)
 def test_sweeps_leave_the_prior_invariant(n_candidates, has_weights):
     n_sources, rate, max_dipoles = 12, 1.3, 4
     weights = np.linspace(0.2, 2, n_sources) if has_weights else np.ones(n_sources)
@@ -97,7 +104,7 @@ def test_sweeps_leave_the_prior_invariant(n_candidates, has_weights):
         assert stats.kstest(values, "uniform", (low, high - low)).pvalue > P_VALUE
 
 
-@pytest.mark.parametrize("n_candidates", [0, 4])
+@pytest.mark.parametrize("n_candidates", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_sweeps_leave_the_posterior_invariant(n_candidates):
     n_sources, max_dipoles = 8, 2
     problem = make_problem(n_sources, seed=3, amplitude=0.5)
@@ -141,6 +148,7 @@ MODEL = be.StaticDipoles(max_dipoles=3, moment_std=1.0)
 RUN = {"n_particles": 400, "n_runs": 2, "progress": False, "throw": False}
 
 
+@pytest.mark.slow
 def test_a_second_data_set_compiles_nothing():
     problem = make_problem(20, seed=1)
     for seed in range(2):
@@ -153,6 +161,7 @@ def test_a_second_data_set_compiles_nothing():
     assert sizes == first
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_with_the_same_bits(tmp_path, monkeypatch):
     problem = make_problem(20, seed=1)
     run = {**RUN, "key": jax.random.key(2)}

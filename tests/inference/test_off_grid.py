@@ -138,6 +138,7 @@ def test_one_dipole_agrees_with_the_exact_posterior_on_the_grid(posterior, grid)
     assert 0.8 < got.std() / wanted.std() < 1.25
 
 
+@pytest.mark.slow
 def test_a_second_problem_of_the_same_shape_compiles_nothing(posterior):
     size = hamiltonian._advance._cache_size()
     other = make_problem(1, seed=1)

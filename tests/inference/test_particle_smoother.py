@@ -87,6 +87,7 @@ def assert_well_formed(places, is_new, target):
         assert np.all((places[:, 1:] == places[:, :-1])[continues])
 
 
+@pytest.mark.slow
 def test_smoothing_laws_and_well_formed_draws():
     problem, model, target, truth = solve("two", 1)
     runs = []

@@ -105,6 +105,7 @@ def check(name, sampler, n_candidates, seed, **changes):
             assert abs(shift) < 0.25 * spread
 
 
+@pytest.mark.long
 def test_tempering_agrees_with_enumeration():
     check("correlated, unknown scales", "smc", 8, seed=1)
 
@@ -145,7 +146,7 @@ class FragileCheckpoint(Checkpoint):
             raise Killed
 
 
-@pytest.mark.parametrize("n_saves", [1, 3])
+@pytest.mark.parametrize("n_saves", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_killed_run_resumes_with_the_same_bits(tmp_path, n_saves):
     name, short = "correlated, known scales", {"n_samples": 50, "n_burn_in": 30}
     whole = sample(name, "reversible_jump", 0, 1, **short)

@@ -114,7 +114,10 @@ def test_cost_never_rises(rule, covariance, d):
         assert result.costs[-1] < result.costs[0] - 1
 
 
-@pytest.mark.parametrize(("covariance", "d"), [("tied", 1), ("tied", 3), ("full", 3)])
+@pytest.mark.parametrize(
+    ("covariance", "d"),
+    [("tied", 1), ("tied", 3), pytest.param("full", 3, marks=pytest.mark.slow)],
+)
 def test_all_ways_reach_one_point(covariance, d):
     """Well-posed: two sources among five, many samples. MacKay, EM and the bound agree."""
     data, field = scene(m=15, n=5, d=d, n_times=400, n_true=2, seed=3)

@@ -179,6 +179,7 @@ def test_arguments_are_checked_before_anything_is_computed(posterior):
     assert be.methods(model) == ["smc", "reversible_jump", "enumerate"]
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_bits_and_evidence_compares(posterior):
     one, two = (
         be.infer(posterior.model, posterior.problem, key=jax.random.key(7), **OPTIONS)
