@@ -125,7 +125,7 @@ def relative(found, truth):
     return np.max(np.abs(found - truth)) / np.max(np.abs(truth))
 
 
-@pytest.mark.parametrize("kind", ["random", "chain"])
+@pytest.mark.parametrize("kind", ["random", pytest.param("chain", marks=pytest.mark.slow)])
 def test_filter_and_smoothed_mean_equal_the_dense_ones(kind):
     c, gains, truth = case(kind), gains_of(kind), oracle(case(kind))
     filtered = coupled_kalman.run(c.data, *model_of(c), smooth=False, gains=gains)

@@ -170,6 +170,7 @@ def test_a_file_holds_the_whole_posterior(posterior_of, method, tmp_path):
 # ---------------------------------------------------------------- verdicts
 
 
+@pytest.mark.slow
 def test_dipoles_that_fill_all_slots_are_told(posterior_of):
     posterior = posterior_of("particle_filter")
     assert posterior.status is Status.TOO_MANY_DIPOLES
