@@ -167,7 +167,7 @@ def run(
     end = _update_all(task, point, min(max_steps, _N_UPDATES) if is_swept else max_steps)
     if is_swept and not end.is_converged:
         end = _sweep_all(task, end, max_steps)
-    cov, noise_var = end.point
+    cov, noise_var = map(np.asarray, end.point)
     is_at_floor = noise != "known" and bool(np.any(noise_var <= floor * (1 + 1e-6)))
     n_times = data.shape[1]
     return SparseBayes(
@@ -343,8 +343,9 @@ def _view(task, layout, point):
     n_sources = point.cov.shape[2]
     share, excess = np.zeros(n_sources), np.full(n_sources, -1.0)
     n = len(layout.sources)
-    share[layout.sources] = verdict.share[:n]
-    excess[layout.sources] = verdict.excess[:n]
+    # As NumPy's: a slice of a compiled array is one program more for each length.
+    share[layout.sources] = np.asarray(verdict.share)[:n]
+    excess[layout.sources] = np.asarray(verdict.excess)[:n]
     noise = np.asarray(seen.noise, np.float64)
     imbalance = max(float(np.max(verdict.imbalance)), _noise_residual(task, seen, noise))
     quadratic, power = (
