@@ -18,6 +18,8 @@ from .models.autoregressive import AutoregressiveSources
 from .models.coupled import CoupledSources, neighbour_dynamics
 from .models.dynamic_dipoles import DynamicDipoles
 from .models.gaussian import GaussianSources
+from .models.group_sparse import GroupSparseSources
+from .models.hierarchical import HierarchicalSources
 from .models.problem import Problem
 from .models.static_dipoles import StaticDipoles
 
@@ -28,6 +30,8 @@ __all__ = [
     "CoupledSources",
     "DynamicDipoles",
     "GaussianSources",
+    "GroupSparseSources",
+    "HierarchicalSources",
     "InferenceError",
     "Problem",
     "StaticDipoles",

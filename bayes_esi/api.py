@@ -60,7 +60,8 @@ def infer(
 
     Parameters
     ----------
-    model : GaussianSources, AutoregressiveSources, CoupledSources, StaticDipoles or DynamicDipoles
+    model
+        A model of this package: the keys of `bayes_esi.inference.registry.METHODS`.
     problem : Problem
     key : PRNG key, optional
         Of `jax.random`; by default ``jax.random.key(0)``. The same key gives the same result.
@@ -80,11 +81,13 @@ def infer(
         `bayes_esi.inference.dipole_inference.OPTIONS`, of dynamic dipoles those of
         `bayes_esi.inference.track_inference.OPTIONS`. Of distributed sources: `regularisation`
         ("evidence", "gcv" or "l_curve"), `missing` (bool, by sample or channel and sample),
-        `n_chains`, `n_warmup`, `n_samples`; see `bayes_esi.inference.source_inference.OPTIONS`.
+        `n_chains`, `n_warmup`, `n_samples`; see `bayes_esi.inference.source_inference.OPTIONS`. Of
+        sparse sources: `debias`, `tol`, `max_steps` and others, see
+        `bayes_esi.inference.sparse_inference.OPTIONS`.
 
     Returns
     -------
-    SourcePosterior, DipolePosterior or TrackPosterior
+    SourcePosterior, SparsePosterior, DipolePosterior or TrackPosterior
 
     Raises
     ------
@@ -128,7 +131,7 @@ def compare(posteriors):
     Raises
     ------
     ValueError
-        If the posteriors belong to different data.
+        If the posteriors belong to different data, or one has no evidence.
     """
     import pandas as pd
 
@@ -142,6 +145,12 @@ def compare(posteriors):
                 f"posteriors must belong to the same data: their {difference}, so their evidences "
                 "cannot be compared."
             )
+    without = [name for name, p in posteriors.items() if np.isnan(p.log_evidence)]
+    if without:
+        raise ValueError(
+            f"posteriors must have evidences, but the method of {without[0]!r} "
+            f"({posteriors[without[0]].method}) computes none; leave it out."
+        )
     frame = pd.DataFrame(
         {
             name: {
@@ -254,6 +263,14 @@ def _sources_to_mne(posterior, quantity):
     is_moment = quantity in ("mean", "std")
     values = getattr(posterior, quantity) if is_moment else posterior.statistic(quantity)
     return source_estimate(posterior.problem, values)
+
+
+def _sparse_to_mne(posterior, quantity):
+    from .io._mne_dipoles import sources_to_dipoles
+
+    if quantity != "dipoles":
+        return _sources_to_mne(posterior, quantity)
+    return sources_to_dipoles(posterior.problem, posterior.peaks, posterior.mean[posterior.peaks])
 
 
 def _map_to_mne(source_map, quantity):
@@ -371,6 +388,7 @@ def _track_filter(model, problem, **options):
 for class_name, verbs in {
     "DipolePosterior": {"save": _save, "to_mne": _dipoles_to_mne, "plot": _plot_dipoles},
     "SourcePosterior": {"save": _save, "to_mne": _sources_to_mne, "plot": _plot_sources},
+    "SparsePosterior": {"save": _save, "to_mne": _sparse_to_mne, "plot": _plot_sources},
     "TrackPosterior": {"save": _save, "to_mne": _tracks_to_mne, "plot": _plot_tracks},
     "SourceMap": {"to_mne": _map_to_mne, "plot": _plot_power},
     "Problem": {"data_cov": _data_cov},

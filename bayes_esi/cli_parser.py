@@ -30,6 +30,8 @@ MODELS = {
     ),
     "gaussian": (*_SOURCES, "regularisation"),
     "autoregressive": (*_SOURCES, "coefficient", "kernel", "time_scale"),
+    "group-sparse": ("alpha", "depth", "loose"),
+    "hierarchical": ("noise_std", "depth", "loose"),
 }
 # Options of the method rather than of the model: their names there.
 _METHOD = {"particles": "n_particles", "runs": "n_runs", "regularisation": "regularisation"}
@@ -71,7 +73,14 @@ def model_of(options):
     ValueError
         If an option does not belong to it, or has a value that it refuses.
     """
-    from . import AutoregressiveSources, DynamicDipoles, GaussianSources, StaticDipoles
+    from . import (
+        AutoregressiveSources,
+        DynamicDipoles,
+        GaussianSources,
+        GroupSparseSources,
+        HierarchicalSources,
+        StaticDipoles,
+    )
 
     own = MODELS[options.model]
     for name in dict.fromkeys(name for names in MODELS.values() for name in names):
@@ -92,7 +101,14 @@ def model_of(options):
         if not 0 < snr < float("inf"):
             raise ValueError(f"--snr must be positive and finite, got {snr:g}.")
         given["lambda2"] = snr**-2
-    kinds = (StaticDipoles, DynamicDipoles, GaussianSources, AutoregressiveSources)
+    kinds = (
+        StaticDipoles,
+        DynamicDipoles,
+        GaussianSources,
+        AutoregressiveSources,
+        GroupSparseSources,
+        HierarchicalSources,
+    )
     return dict(zip(MODELS, kinds, strict=True))[options.model](**given)
 
 
@@ -111,6 +127,11 @@ def _flag(name):
 def number(text):
     """Read a number, or the word that leaves it unknown."""
     return text if text == "infer" else float(text)
+
+
+def strength(text):
+    """Read a fraction, or how to choose it."""
+    return text if text.isidentifier() else float(text)
 
 
 def motion(text):
@@ -172,7 +193,9 @@ def _add_localize(localize):
     sources.add_argument("--snr", type=float, help="amplitude ratio that sets the source scale")
     sources.add_argument("--lambda2", type=float, help="the same as 1 / SNR^2")
     sources.add_argument(
-        "--depth", type=number, help="exponent of depth weights, 0 to 1, or 'infer' (default 0)"
+        "--depth",
+        type=number,
+        help="exponent of depth weights, 0 to 1, or 'infer' (default 0); of sparse sources, too",
     )
     sources.add_argument("--covariance", choices=("identity", "laplacian", "laura"))
     sources.add_argument(
@@ -193,6 +216,14 @@ def _add_localize(localize):
     )
     sources.add_argument(
         "--time-scale", type=number, help="of that law, s; autoregressive; default: inferred"
+    )
+
+    sparse = localize.add_argument_group("sparse sources (group-sparse, hierarchical)")
+    sparse.add_argument(
+        "--alpha",
+        type=strength,
+        help="share of the strength that silences all, or 'sure' (default), 'cross_validation', "
+        "'evidence'; group-sparse",
     )
 
 

@@ -197,6 +197,33 @@ def test_localize_distributed_sources(tiny_files, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("model", "options", "told"),
+    [
+        ("group-sparse", ("--alpha", "0.4"), "mixed_norm of GroupSparseSources"),
+        pytest.param(
+            "group-sparse",
+            ("--alpha", "evidence", "--method", "irmxne"),
+            "chosen by evidence",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "hierarchical",
+            ("--depth", "0.5"),
+            "sparse_bayes of HierarchicalSources",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_localize_sparse_sources(tiny_files, tmp_path, capsys, model, options, told):
+    assert localize_sources(tiny_files, tmp_path, model, *options) == 0
+    written = {path.name for path in tmp_path.iterdir()}
+    figures = {f"{kind}.png" for kind in ("overview", "courses", "map")}
+    assert written == figures | {"posterior.nc", "sources.csv", "summary.txt"}
+    printed = capsys.readouterr().out
+    assert told in printed and "Deviations hold if these sources are the active ones" in printed
+
+
+@pytest.mark.parametrize(
     ("model", "options", "method", "hyper"),
     [
         (
@@ -251,6 +278,10 @@ def test_options_reach_the_model(
         ("gaussian", ("--snr", "3", "--lambda2", "0.1"), "give one"),
         ("gaussian", ("--snr", "-3"), "--snr must be positive"),
         ("gaussian", ("--lambda2", "0.1", "--source-std", "1e-9"), "lambda2 and source_std"),
+        ("gaussian", ("--alpha", "0.3"), "--alpha does not belong"),
+        ("group-sparse", ("--alpha", "aic"), "alpha must be one of"),
+        ("group-sparse", ("--noise-std", "2"), "--noise-std does not belong"),
+        ("hierarchical", ("--depth", "infer"), "depth must lie between 0 and 1"),
         ("autoregressive", ("--coefficient", "1.5"), "stationary"),
         ("autoregressive", ("--method", "smc"), "kalman_smoother"),
     ],

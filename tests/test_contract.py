@@ -36,7 +36,10 @@ def model_of(kind, problem):
         return be.CoupledSources(transition, STD**2 * 0.2)
     if kind is be.DynamicDipoles:
         return be.DynamicDipoles(0.2, 0.1, max_dipoles=2, moment_std=STD, noise_std=1.0)
-    return kind() if kind is be.GaussianSources else kind(coefficient=0.8)
+    if kind is be.GroupSparseSources:
+        return be.GroupSparseSources(0.3)
+    is_plain = kind in (be.GaussianSources, be.HierarchicalSources)
+    return kind() if is_plain else kind(coefficient=0.8)
 
 
 PARTICLES = {"n_particles": 50, "n_runs": 2, "n_draws": 20}
@@ -53,6 +56,7 @@ OPTIONS = {
     "smc": {"n_particles": 20, "n_runs": 2, "n_moves": 2, "n_kept": 1},
     "nuts": {"n_chains": 2, "n_warmup": 30, "n_samples": 30, "n_components": 4},
     "em": {"max_steps": 2, "n_draws": 4},
+    "gibbs": {"n_chains": 2, "n_warmup": 5, "n_samples": 10, "n_components": 4},
 }
 ALL = [
     (kind, method)
@@ -61,7 +65,8 @@ ALL = [
     for method in methods
 ]
 # Chains, particles and simulated series compile for seconds.
-COSTLY = ("nuts", "em", "particle_smoother", "particle_filter", "particle_gibbs", "smc")
+COSTLY = ("nuts", "em", "particle_smoother", "particle_filter", "particle_gibbs", "smc", "gibbs")
+NO_EVIDENCE = ("particle_gibbs", "gibbs", "minimum_current", "ias")
 PAIRS = [
     pytest.param(
         *pair,
@@ -101,8 +106,7 @@ def test_a_second_data_set_compiles_nothing(kind, method, caplog):
     compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
     assert not compiled, compiled[:3]
     assert not np.array_equal(first_answers[0], second[0])
-    # Chains of trajectories have no evidence.
-    assert np.isfinite(first.log_evidence) or method == "particle_gibbs"
+    assert np.isfinite(first.log_evidence) or method in NO_EVIDENCE
     assert np.all(first_answers[1] >= 0)
     again = answers(infer(kind, method, make_problem()))
     np.testing.assert_array_equal(again[0], first_answers[0])
@@ -119,7 +123,7 @@ def test_single_precision_tells_the_same(kind, method):
     np.testing.assert_allclose(single.mean, double.mean, atol=1e-3 * scale)
     is_drawn = kind is be.CoupledSources and method == "kalman_smoother"
     np.testing.assert_allclose(single.std, double.std, rtol=0.5 if is_drawn else 1e-3)
-    assert single.log_evidence == pytest.approx(double.log_evidence, abs=0.05)
+    assert single.log_evidence == pytest.approx(double.log_evidence, abs=0.05, nan_ok=True)
 
 
 @pytest.mark.slow

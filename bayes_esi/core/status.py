@@ -35,8 +35,8 @@ class Status(enum.Enum):
         "raise max_rounds or n_moves",
     )
     SCALE_AT_BOUND = (
-        "an unknown scale (source_std or noise_std) ran into the end of its prior, so the prior "
-        "and not the data set it",
+        "an unknown scale (source_std, noise_std or alpha) ran into the end of its prior or grid, "
+        "so that and not the data set it",
         "check that the window holds a response and that noise_cov is that of the same data; or "
         "give the scale",
     )

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.checks import check_array
 
-__all__ = ["BlockMoments", "condition", "cov_at", "mean", "variance"]
+__all__ = ["BlockMoments", "condition", "condition_each", "cov_at", "mean", "variance"]
 
 
 class BlockMoments(NamedTuple):
@@ -74,6 +74,27 @@ def condition(data, lead_field, source_var, noise_var, coefficient=0.0):
         shrink = kappa / (kappa * values + 1)
         weights, told = (shrink * (z @ turn)) @ turn.T, (shrink * kappa) @ (turn**2).T
     return BlockMoments(places, cov, cross @ analysis.T, weights, told, n_sources)
+
+
+def condition_each(data, lead_field, source_var, noise_var, coefficient=0.0):
+    """Condition on whitened data, under one law for all samples or one for each.
+
+    Parameters
+    ----------
+    source_var : (1 or n_times, n_sources) or (1 or n_times, n_sources, d, d) array
+    data, lead_field, noise_var, coefficient
+        As in `condition`.
+
+    Yields
+    ------
+    BlockMoments
+        Of all samples, or of one sample after the other.
+    """
+    if len(source_var) == 1:
+        yield condition(data, lead_field, source_var[0], noise_var, coefficient)
+        return
+    for t, own in enumerate(source_var):
+        yield condition(data[:, t : t + 1], lead_field, own, noise_var)
 
 
 def mean(moments):

@@ -7,6 +7,8 @@ from ..models.autoregressive import AutoregressiveSources
 from ..models.coupled import CoupledSources
 from ..models.dynamic_dipoles import DynamicDipoles
 from ..models.gaussian import GaussianSources
+from ..models.group_sparse import GroupSparseSources
+from ..models.hierarchical import HierarchicalSources
 from ..models.static_dipoles import StaticDipoles
 
 __all__ = ["METHODS", "find", "methods", "table"]
@@ -15,6 +17,8 @@ METHODS = {
     GaussianSources: ("closed_form", "nuts"),
     AutoregressiveSources: ("kalman_smoother", "kalman_filter", "nuts"),
     CoupledSources: ("kalman_smoother", "kalman_filter", "em", "block_diagonal"),
+    GroupSparseSources: ("mixed_norm", "irmxne", "minimum_current", "tf_mxne", "gibbs"),
+    HierarchicalSources: ("sparse_bayes", "ias"),
     StaticDipoles: ("smc", "reversible_jump", "enumerate"),
     DynamicDipoles: ("particle_smoother", "particle_filter", "particle_gibbs", "smc"),
 }
@@ -24,6 +28,8 @@ _RUNNERS = {
     GaussianSources: "source_inference",
     AutoregressiveSources: "source_inference",
     CoupledSources: "coupled_inference",
+    GroupSparseSources: "sparse_inference",
+    HierarchicalSources: "sparse_inference",
     StaticDipoles: "dipole_inference",
     DynamicDipoles: "track_inference",
 }

@@ -228,10 +228,14 @@ def evidence(data, lead_field, alphas=None, weights=None, *, tol=1e-6):
                 data, lead_field[:, found.support], np.maximum(start[found.support], mean)
             )
             start[found.support] = variances
-            n_sets = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
-            last = found.support, n_sets - value
+            last = found.support, log_number_of_sets(n, k) - value
         criterion.append(last[1])
     return _choice("evidence", alphas, criterion, path)
+
+
+def log_number_of_sets(n, k):
+    """Logarithm of the number of sets of k among n sources."""
+    return float(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
 
 
 def support_evidence(data, fields, start=None):

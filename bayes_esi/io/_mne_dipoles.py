@@ -4,7 +4,7 @@ import numpy as np
 
 from ..core.checks import check_array
 
-__all__ = ["dipoles_to_mne", "tracks_to_mne"]
+__all__ = ["dipoles_to_mne", "sources_to_dipoles", "tracks_to_mne"]
 
 
 def dipoles_to_mne(problem, estimates):
@@ -40,6 +40,36 @@ def dipoles_to_mne(problem, estimates):
             )
         )
     return dipoles
+
+
+def sources_to_dipoles(problem, sources, moments):
+    """Write some sources as one `mne.Dipole` each.
+
+    Parameters
+    ----------
+    problem : Problem
+    sources : (n,) int array
+    moments : (n, n_orient, n_times) array
+        In A·m; of one orientation along the normals.
+
+    Returns
+    -------
+    list of mne.Dipole
+        At the times of the problem. The goodness of fit is zero: it is not given.
+
+    Raises
+    ------
+    ValueError
+        If orientation is fixed and the problem has no normals.
+    """
+    if moments.shape[1] == 1 and problem.source_normals is not None:
+        moments = problem.source_normals[sources][:, :, None] * moments
+    pos = np.asarray(problem.source_pos, np.float64)
+    none = np.zeros(problem.n_times)
+    return [
+        _dipole(f"source {j}", problem.times, np.tile(pos[j], (problem.n_times, 1)), moment, none)
+        for j, moment in zip(sources, moments, strict=True)
+    ]
 
 
 def tracks_to_mne(problem, tracks):

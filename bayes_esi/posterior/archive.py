@@ -16,14 +16,18 @@ from ..core.status import Status
 from ..inference.coupled_kalman import CoupledMoments
 from ..inference.regularisation import RegularisationCurve
 from ..inference.separable import SeparableMoments
+from ..inference.sparse_inference import SparseMoments
 from ..models.autoregressive import AutoregressiveSources
 from ..models.coupled import CoupledSources
 from ..models.dynamic_dipoles import DynamicDipoles
 from ..models.gaussian import GaussianSources
+from ..models.group_sparse import GroupSparseSources
+from ..models.hierarchical import HierarchicalSources
 from ..models.problem import Problem
 from ..models.static_dipoles import StaticDipoles
 from .dipoles import DipoleDraws, DipolePosterior
 from .sources import SourcePosterior
+from .sparse import SparsePosterior
 from .tracks import TrackDraws, TrackPosterior
 
 __all__ = ["from_datatree", "to_archive"]
@@ -38,10 +42,14 @@ _CLASSES = {
         DipolePosterior,
         DynamicDipoles,
         GaussianSources,
+        GroupSparseSources,
+        HierarchicalSources,
         Problem,
         RegularisationCurve,
         SeparableMoments,
         SourcePosterior,
+        SparseMoments,
+        SparsePosterior,
         StaticDipoles,
         TrackDraws,
         TrackPosterior,

@@ -4,9 +4,11 @@ import numpy as np
 
 from ..inference.coupled_inference import CoupledResult
 from ..inference.dipole_inference import Result
+from ..inference.sparse_inference import SparseResult
 from ..inference.track_inference import TrackResult
 from .dipoles import DipoleDraws, DipolePosterior
 from .sources import SourcePosterior
+from .sparse import SparsePosterior
 from .tracks import TrackDraws, TrackPosterior
 
 __all__ = ["assemble"]
@@ -19,16 +21,33 @@ def assemble(model, problem, method, result):
     ----------
     model, problem
     method : str
-    result : Result, TrackResult, SourceResult or CoupledResult
+    result : Result, TrackResult, SourceResult, CoupledResult or SparseResult
 
     Returns
     -------
-    DipolePosterior, TrackPosterior or SourcePosterior
+    DipolePosterior, TrackPosterior, SourcePosterior or SparsePosterior
     """
     if isinstance(result, Result):
         return _dipoles(model, problem, method, result)
     if isinstance(result, TrackResult):
         return _tracks(model, problem, method, result)
+    if isinstance(result, SparseResult):
+        return SparsePosterior(
+            problem=problem,
+            model=model,
+            method=method,
+            moments=result.moments,
+            hyper=result.hyper,
+            hyper_std={},
+            draws=result.draws,
+            sample_stats=result.trace,
+            log_evidence=result.log_evidence,
+            log_evidence_std=0.0,
+            curve=None,
+            observed=np.ones(problem.n_times, bool),
+            status=result.status,
+            certificate=result.certificate,
+        )
     if isinstance(result, CoupledResult):
         return SourcePosterior(
             problem=problem,

@@ -83,6 +83,11 @@ class SourcePosterior:
         """Whether time and space separate: true of all models but `CoupledSources`."""
         return isinstance(self.moments, separable.SeparableMoments)
 
+    @property
+    def names(self):
+        """What `mean` and `std` are, in words."""
+        return {"mean": "posterior mean", "std": "posterior std"}
+
     @functools.cached_property
     def mean(self):
         """Posterior mean: (n_sources, n_orient, n_times), in A·m.
@@ -278,7 +283,7 @@ class SourcePosterior:
         if not self.is_separable:
             raise ValueError(
                 f"{what} belongs to models whose time and space separate, such as "
-                "AutoregressiveSources; this posterior is of CoupledSources."
+                f"AutoregressiveSources; this posterior is of {type(self.model).__name__}."
             )
 
     def _check_single(self, what):
@@ -360,7 +365,8 @@ class SourcePosterior:
         samples = amplitude.argmax(axis=1)
         top = amplitude.max(axis=1)
         directions = np.array([self.mean[p, :, t] for p, t in zip(chosen, samples, strict=True)])
-        directions = directions.reshape(len(chosen), -1) / np.maximum(top, 1e-300)[:, None]
+        directions = directions.reshape(len(chosen), self.mean.shape[1])
+        directions = directions / np.maximum(top, 1e-300)[:, None]
         stds = self.answers.along(chosen, directions)[1]
         rows = []
         for i, (place, at) in enumerate(zip(chosen, samples, strict=True)):

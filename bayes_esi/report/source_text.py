@@ -4,7 +4,15 @@ import numpy as np
 
 from ..models.source_hyper import step_of
 
-__all__ = ["doubts", "facts", "method", "remarks", "table"]
+__all__ = [
+    "doubts",
+    "facts",
+    "method",
+    "remarks",
+    "residual_doubts",
+    "source_rows",
+    "table",
+]
 
 # Residual samples this alike hold fewer independent values than the model counts.
 _HIGH_AUTOCORRELATION = 0.3
@@ -69,8 +77,11 @@ def facts(posterior):
 def table(posterior):
     """The sources that stand out most."""
     frame = posterior.summary()
-    if frame.empty:
-        return ["No source stands out."]
+    return ["No source stands out."] if frame.empty else source_rows(frame)
+
+
+def source_rows(frame):
+    """Lines of a table of sources."""
     header = "source      x      y      z     peak    moment"
     units = "           mm     mm     mm       ms      nA·m"
     rows = [
@@ -98,21 +109,8 @@ def remarks(posterior):
 
 def doubts(posterior):
     """What speaks against believing all of it."""
-    lines = []
     is_dynamic = hasattr(posterior.model, "kernel") or not posterior.is_separable
-    correlation = posterior.residual_autocorrelation
-    if correlation > _HIGH_AUTOCORRELATION:
-        told = f"The residual is correlated in time (neighbouring samples: {correlation:.2f}), but "
-        if is_dynamic:
-            lines.append(
-                f"{told}the model takes the noise as independent: bands are narrower here than the "
-                "data allow. Decimating to twice the low-pass frequency mends most of it."
-            )
-        else:
-            lines.append(
-                f"{told}the model takes samples as independent: use AutoregressiveSources, which "
-                "gives the sources a memory, and compare the evidences."
-            )
+    lines = residual_doubts(posterior, is_dynamic=is_dynamic)
     for name in _free(posterior):
         value = np.ravel(posterior.hyper[name])
         if name in _SHARES and np.any(np.minimum(value, 1 - value) < _NEAR_END):
@@ -122,6 +120,23 @@ def doubts(posterior):
             )
     lines += _doubts_of_memory(posterior) if "time_scale" in _free(posterior) else []
     return lines
+
+
+def residual_doubts(posterior, *, is_dynamic):
+    """Whether the residual is the white noise that the model takes it for."""
+    correlation = posterior.residual_autocorrelation
+    if not correlation > _HIGH_AUTOCORRELATION:
+        return []
+    told = f"The residual is correlated in time (neighbouring samples: {correlation:.2f}), but "
+    if is_dynamic:
+        return [
+            f"{told}the model takes the noise as independent: bands are narrower here than the "
+            "data allow. Decimating to twice the low-pass frequency mends most of it."
+        ]
+    return [
+        f"{told}the model takes samples as independent: use AutoregressiveSources, which "
+        "gives the sources a memory, and compare the evidences."
+    ]
 
 
 def _doubts_of_memory(posterior):

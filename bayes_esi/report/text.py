@@ -3,12 +3,17 @@
 import numpy as np
 
 from ..posterior.dipoles import DipolePosterior
+from ..posterior.sparse import SparsePosterior
 from ..posterior.tracks import TrackPosterior
-from . import dipole_text, source_text, track_text
+from . import dipole_text, source_text, sparse_text, track_text
 
 __all__ = ["describe"]
 
-_WORDS = {DipolePosterior: dipole_text, TrackPosterior: track_text}
+_WORDS = {
+    DipolePosterior: dipole_text,
+    SparsePosterior: sparse_text,
+    TrackPosterior: track_text,
+}
 
 
 def describe(posterior):
@@ -16,7 +21,7 @@ def describe(posterior):
 
     Parameters
     ----------
-    posterior : DipolePosterior, TrackPosterior or SourcePosterior
+    posterior : DipolePosterior, TrackPosterior, SourcePosterior or SparsePosterior
 
     Returns
     -------

@@ -78,6 +78,8 @@ def at_sample(posterior, quantity, sample):
             std = 1e9 * np.linalg.norm(posterior.std[:, :, sample], axis=1)
             values = np.divide(values, std, out=np.zeros_like(values), where=std > 0)
     name, unit = _NAMES[quantity]
+    for told in ("mean", "std"):
+        name = name.replace(f"posterior {told}", posterior.names[told])
     label = f"{name}\nat {1e3 * posterior.problem.times[sample]:z.0f} ms"
     return values, f"{label} ({unit})" if unit else label
 

@@ -1,0 +1,304 @@
+"""Sparse sources: the estimates are means of Gaussians, these are right, units and files too."""
+
+import dataclasses
+
+import jax
+import matplotlib.pyplot as plt
+import mne
+import numpy as np
+import pytest
+
+import bayes_esi as be
+from bayes_esi.core.status import Status
+from bayes_esi.inference import mixed_norm
+from bayes_esi.report.text import describe
+
+M, N, T, STD = 24, 30, 8, 2e-9
+NORMS = ("mixed_norm", "irmxne", "minimum_current")
+KEY = jax.random.key(0)
+
+
+def make_problem(unit=1.0, n_orient=3, normals=True, seed=0):
+    """Three active sources; `unit` multiplies what is measured."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3)[:N]
+    field = rng.standard_normal((M, N, n_orient)) / STD
+    sources = np.zeros((N, n_orient, T))
+    sources[[3, 11, 25]] = 2 * STD * rng.standard_normal((3, n_orient, T))
+    data = np.tensordot(field, sources, axes=2) + rng.standard_normal((M, T))
+    directions = rng.standard_normal((N, 3))
+    directions /= np.linalg.norm(directions, axis=1)[:, None]
+    return be.Problem.from_arrays(
+        unit * data, unit * field, 0.01 * grid, unit**2 * np.eye(M),
+        source_normals=directions if normals else None, times=np.arange(T) / 100,
+    )  # fmt: skip
+
+
+def infer(model, problem, method=None, **options):
+    return be.infer(model, problem, KEY, method, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return make_problem()
+
+
+@pytest.mark.parametrize(
+    ("method", "loose"),
+    [*((method, 1.0) for method in NORMS), ("mixed_norm", 0.3), ("mixed_norm", 0.0)],
+)
+def test_the_estimate_of_a_norm_is_the_mean_of_its_gaussian(problem, method, loose):
+    model = be.GroupSparseSources(0.4, loose=loose)
+    posterior = infer(model, problem, method, debias=False, tol=1e-10)
+    given = dataclasses.replace(posterior, moments=posterior.moments._replace(estimate=None))
+    assert 0 < len(posterior.support) < N
+    # The estimate is exact to the root of its gap.
+    np.testing.assert_allclose(given.mean, posterior.mean, atol=1e-4 * posterior.mean.max())
+    assert posterior.status is Status.OK
+    assert posterior.certificate["gap"] <= posterior.certificate["limit"]
+
+
+@pytest.mark.parametrize("method", [*NORMS, "tf_mxne"])
+def test_at_the_largest_alpha_nothing_is_active(problem, method):
+    posterior = infer(be.GroupSparseSources(1.0), problem, method)
+    assert posterior.support.size == 0 and not posterior.mean.any() and not posterior.std.any()
+    assert posterior.summary().empty
+    assert "No source is active." in describe(posterior)
+    for kind in posterior.kinds:
+        posterior.plot(kind)
+    plt.close("all")
+    less = infer(be.GroupSparseSources(0.95), problem, method)
+    assert less.support.size > 0
+
+
+def test_mixed_norm_is_that_of_arrays_with_weights_and_depth(problem):
+    weights = np.linspace(0.5, 2, N)
+    posterior = infer(be.GroupSparseSources(0.4, weights=weights), problem, debias=False)
+    alpha = 0.4 * mixed_norm.alpha_max(problem.data, problem.lead_field, weights)
+    found = mixed_norm.run(problem.data, problem.lead_field, alpha, weights)
+    np.testing.assert_array_equal(posterior.support, found.support)
+    expected = problem.moment_unit * found.sources
+    np.testing.assert_allclose(posterior.mean[found.support], expected, rtol=1e-5)
+    deep = infer(be.GroupSparseSources(0.4, depth=0.8), problem)
+    assert not np.array_equal(deep.mean, infer(be.GroupSparseSources(0.4), problem).mean)
+
+
+@pytest.mark.parametrize("choice", ["sure", "cross_validation", "evidence"])
+@pytest.mark.parametrize("method", ["mixed_norm", "irmxne"])
+def test_alpha_is_chosen(problem, method, choice):
+    posterior = infer(be.GroupSparseSources(choice), problem, method)
+    trace = posterior.sample_stats
+    best = np.argmin(trace["criterion"])
+    alpha = float(posterior.hyper["alpha"])
+    assert alpha == pytest.approx(trace["alphas"][best] / trace["alphas"][0])
+    assert 0 < alpha < 1 and {3, 11, 25} <= set(posterior.support)
+    assert f"chosen by {choice.replace('_', '-')}" in describe(posterior)
+
+
+def test_debiasing_raises_amplitudes_and_lowers_the_misfit(problem):
+    model = be.GroupSparseSources(0.4)
+    shrunk, debiased = infer(model, problem, debias=False), infer(model, problem)
+    ratio = debiased.mean[debiased.support] / shrunk.mean[shrunk.support]
+    assert np.all(ratio >= 1 - 1e-9)
+    residual = [np.sum((problem.data - p.fitted) ** 2) for p in (shrunk, debiased)]
+    assert residual[1] < residual[0]
+
+
+def dense(problem, posterior):
+    """Mean and covariance of all components at one sample, by dense algebra, in A·m."""
+    field = problem.lead_field.reshape(len(problem.data), -1) / problem.moment_unit
+    variances = posterior.moments.source_var[0, 0] * problem.moment_unit**2
+    prior = np.kron(np.diag(variances), np.eye(3)) if variances.ndim == 1 else None
+    if prior is None:
+        prior = np.zeros((3 * N, 3 * N))
+        for j, block in enumerate(variances):
+            prior[3 * j : 3 * j + 3, 3 * j : 3 * j + 3] = block
+    sigma = field @ prior @ field.T + np.diag(posterior.moments.noise_var)
+    gain = prior @ field.T @ np.linalg.inv(sigma)
+    return gain @ problem.data, prior - gain @ field @ prior, sigma
+
+
+@pytest.mark.parametrize("covariance", ["tied", "full"])
+@pytest.mark.parametrize("noise_std", [1.0, None])
+def test_sparse_bayes_is_the_dense_gaussian_at_its_variances(problem, covariance, noise_std):
+    posterior = infer(
+        be.HierarchicalSources(noise_std), problem, covariance=covariance, throw=False
+    )
+    mean, cov, sigma = dense(problem, posterior)
+    scale = np.abs(mean).max()
+    np.testing.assert_allclose(posterior.mean.reshape(3 * N, T), mean, atol=1e-9 * scale)
+    std = np.sqrt(np.maximum(np.diag(cov), 0))
+    found = posterior.std[:, :, 2].ravel()
+    np.testing.assert_allclose(found, std, atol=1e-6 * std.max())
+    log_det = np.linalg.slogdet(2 * np.pi * sigma)[1]
+    quadratic = np.sum(problem.data * np.linalg.solve(sigma, problem.data))
+    expected = -0.5 * (T * log_det + quadratic) + problem.log_jacobian
+    assert posterior.log_evidence == pytest.approx(expected, rel=1e-9)
+    assert posterior.source_variance.shape == (N,)
+    np.testing.assert_array_equal(np.flatnonzero(posterior.source_variance), posterior.support)
+    assert not posterior.is_mode
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "options"),
+    [
+        (be.HierarchicalSources(loose=0.4), "sparse_bayes", {}),
+        (be.HierarchicalSources(), "sparse_bayes", {"coefficient": 0.7}),
+        (be.HierarchicalSources(), "ias", {"is_shared": False}),
+        (be.GroupSparseSources(0.3), "mixed_norm", {}),
+        (be.GroupSparseSources(0.3), "minimum_current", {}),
+    ],
+    ids=["loose", "memory", "ias", "mixed norm", "current"],
+)
+def test_draws_have_the_moments(problem, model, method, options):
+    posterior = infer(model, problem, method, throw=False, **options)
+    n_draws = 600
+    draws = posterior.sample(KEY, n_draws, sources=posterior.support)
+    mean, std = posterior.mean[posterior.support], posterior.std[posterior.support]
+    is_alive = std > 1e-6 * std.max()
+    # Standard scores of means and of variances over 600 draws; the largest of some hundreds.
+    score = (draws.mean(axis=0) - mean)[is_alive] / std[is_alive] * np.sqrt(n_draws)
+    assert np.abs(score).max() < 4.5
+    spread = (draws.var(axis=0)[is_alive] / std[is_alive] ** 2 - 1) * np.sqrt(n_draws / 2)
+    assert np.abs(spread).max() < 5
+    directions = np.tile(np.eye(3)[1], (len(posterior.support), 1))
+    along = posterior.answers.along(posterior.support, directions)
+    np.testing.assert_allclose(along[0], mean[:, 1], atol=1e-9 * np.abs(mean).max())
+    np.testing.assert_allclose(along[1], std[:, 1], atol=1e-6 * std.max())
+
+
+def test_ias_is_the_gaussian_at_its_variances(problem):
+    posterior = infer(be.HierarchicalSources(), problem, "ias")
+    mean, cov, _ = dense(problem, posterior)
+    scale = np.abs(mean).max()
+    np.testing.assert_allclose(posterior.mean.reshape(3 * N, T), mean, atol=1e-9 * scale)
+    np.testing.assert_allclose(
+        posterior.std[:, :, 0].ravel(), np.sqrt(np.diag(cov)), rtol=1e-5, atol=1e-16
+    )
+    assert {3, 11, 25} <= set(posterior.peaks[:3]) and len(posterior.support) < N
+    energy = posterior.sample_stats["energy"].ravel()
+    assert np.all(np.diff(energy) <= 1e-9 * np.abs(energy[:-1]))
+    assert np.isnan(posterior.log_evidence)
+
+
+@pytest.mark.parametrize("method", ["mixed_norm", "sparse_bayes", "ias"])
+def test_units_do_not_matter(problem, method):
+    norm = method == "mixed_norm"
+    model = be.GroupSparseSources(0.4) if norm else be.HierarchicalSources()
+    one, other = (infer(model, p, method) for p in (problem, make_problem(1e-13)))
+    np.testing.assert_allclose(other.mean, one.mean, rtol=1e-4, atol=1e-5 * one.mean.max())
+    np.testing.assert_allclose(other.source_variance, one.source_variance, rtol=1e-3)
+    if method != "ias":
+        jacobian = problem.log_jacobian - make_problem(1e-13).log_jacobian
+        assert other.log_evidence == pytest.approx(one.log_evidence - jacobian, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["mixed_norm", "sparse_bayes", "ias"])
+def test_files_tables_mne_and_figures(problem, method, tmp_path):
+    norm = method == "mixed_norm"
+    model = be.GroupSparseSources("sure") if norm else be.HierarchicalSources()
+    posterior = infer(model, problem, method)
+    posterior.save(tmp_path / "sparse.nc")
+    again = be.load(tmp_path / "sparse.nc")
+    np.testing.assert_array_equal(again.mean, posterior.mean)
+    np.testing.assert_array_equal(again.std, posterior.std)
+    assert repr(again) == repr(posterior) and again.certificate == posterior.certificate
+    frame = posterior.summary()
+    assert frame["source"].iloc[0] == posterior.peaks[0]
+    assert frame.attrs["deviations"].startswith("given the active sources")
+    assert frame.attrs["is_mode"] == (method != "sparse_bayes")
+    text = describe(posterior)
+    assert "Deviations hold if these sources are the active ones" in text
+    dipoles = posterior.to_mne("dipoles")
+    assert all(isinstance(d, mne.Dipole) for d in dipoles)
+    assert len(dipoles) == len(posterior.support)
+    np.testing.assert_allclose(dipoles[0].pos[0], problem.source_pos[posterior.peaks[0]])
+    estimate = posterior.to_mne("mean")
+    assert estimate.data.shape == (N, 3, T)
+    tree = posterior.to_datatree(n_draws=3)
+    assert tree["posterior"]["moment"].shape[1] == 3
+    for kind in posterior.kinds:
+        figure = posterior.plot(kind)
+        figure = figure if hasattr(figure, "savefig") else np.ravel(figure)[0].figure
+        figure.savefig(tmp_path / f"{kind}.png")
+    plt.close("all")
+
+
+@pytest.mark.slow
+def test_chains_have_the_moments_of_their_draws_and_probabilities(tmp_path):
+    """The mixture against the sources that the same law draws: few samples, weak data."""
+    problem = make_problem()
+    problem = dataclasses.replace(problem, data=problem.data[:, :2], times=problem.times[:2])
+    posterior = infer(
+        be.GroupSparseSources(0.5), problem, "gibbs", n_samples=2000, n_components=400, throw=False
+    )
+    probability = posterior.inclusion_probability
+    assert probability.shape == (N,) and np.all((probability >= 0) & (probability <= 1))
+    np.testing.assert_array_equal(np.flatnonzero(probability >= 0.5), posterior.support)
+    strengths = np.sqrt(np.sum(posterior.mean**2 + posterior.std**2, axis=(1, 2)))
+    drawn = np.sqrt(np.mean(posterior.draws["strength"] ** 2, axis=(0, 1)))
+    # 400 components and 8,000 correlated sweeps: a few per cent.
+    np.testing.assert_allclose(drawn, strengths[posterior.support], rtol=0.1)
+    frame = posterior.summary()
+    assert list(frame["inclusion_probability"]) == list(probability[frame["source"]])
+    assert np.isfinite(posterior.diagnostics()["r_hat"]).all()
+    posterior.save(tmp_path / "chains.nc")
+    again = be.load(tmp_path / "chains.nc")
+    np.testing.assert_array_equal(again.inclusion_probability, probability)
+    assert "law behind a mixed norm is not sparse" in describe(again)
+    tree = again.to_datatree(n_draws=3)
+    assert tree["posterior"]["strength"].shape[:2] == (4, 2000)
+
+
+def test_what_sparse_sources_do_not_have_is_refused(problem):
+    norm = infer(be.GroupSparseSources(0.4), problem)
+    for act in (norm.statistic, norm.resolution, norm.stream):
+        with pytest.raises(ValueError, match="GroupSparseSources"):
+            act()
+    with pytest.raises(ValueError, match="method='gibbs'"):
+        _ = norm.inclusion_probability
+    ias = infer(be.HierarchicalSources(), problem, "ias")
+    with pytest.raises(ValueError, match="ias.* computes none"):
+        be.compare({"norm": norm, "ias": ias})
+    fixed = make_problem(n_orient=1, normals=False)
+    with pytest.raises(ValueError, match="source_normals"):
+        infer(be.GroupSparseSources(0.4), fixed).to_mne("dipoles")
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: be.GroupSparseSources(0), "alpha"),
+        (lambda: be.GroupSparseSources("aic"), "alpha"),
+        (lambda: be.GroupSparseSources(0.3, weights=np.zeros(N)), "weights must be positive"),
+        (lambda: be.GroupSparseSources(0.3, depth=2), "depth"),
+        (lambda: be.GroupSparseSources(0.3, loose=-1), "loose"),
+        (lambda: be.HierarchicalSources(noise_std=-1), "noise_std"),
+        (lambda: be.HierarchicalSources(depth=None), "depth"),
+    ],
+)
+def test_bad_models_are_refused(make, text):
+    with pytest.raises(ValueError, match=text):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "options", "text"),
+    [
+        (be.GroupSparseSources(0.3, weights=np.ones(5)), None, {}, "weights must have shape"),
+        (be.GroupSparseSources("sure"), "tf_mxne", {}, "give a fraction"),
+        (be.GroupSparseSources(0.3), None, {"debias": "yes"}, "debias"),
+        (be.GroupSparseSources(0.3), None, {"n_draws": 3}, "n_draws"),
+        (be.HierarchicalSources(None), "ias", {}, "noise_std=None"),
+        (be.HierarchicalSources(), None, {"rule": "newton"}, "rule"),
+        (be.HierarchicalSources(), None, {"coefficient": 1.0}, "coefficient"),
+    ],
+)
+def test_bad_options_are_refused(problem, model, method, options, text):
+    with pytest.raises(ValueError, match=text):
+        infer(model, problem, method, **options)
+
+
+def test_non_convergence_is_a_status(problem):
+    with pytest.raises(be.InferenceError, match="NOT_CONVERGED"):
+        infer(be.HierarchicalSources(), problem, "ias", max_steps=2)
