@@ -77,7 +77,7 @@ def localize_sources(files, out, model, *more):
 def localize(files, out, *more):
     evoked, forward, noise_cov = files
     shared = ["--forward", forward, "--noise-cov", noise_cov, "--out", str(out), "--quiet"]
-    return main(["localize", evoked, *shared, "--tmin", "0.08", "--tmax", "0.12", *more])
+    return main(["localize", evoked, *shared, *more])
 
 
 @pytest.mark.slow
@@ -97,9 +97,11 @@ def test_demo_leaves_everything(tmp_path, capsys):
 SIZES = ("--particles", "60", "--max-dipoles", "3")
 
 
+@pytest.mark.slow
 def test_localize_writes_what_it_found(files, tmp_path, capsys, monkeypatch):
     out = tmp_path / "deeper" / "folder"
-    assert localize(files, out, *SIZES, "--runs", "2", "--noise-std", "1") == 0
+    window = ("--tmin", "0.08", "--tmax", "0.12")
+    assert localize(files, out, *window, *SIZES, "--runs", "2", "--noise-std", "1") == 0
     assert {path.name for path in out.iterdir()} == FILES
     assert "Evidence" in capsys.readouterr().out
 
@@ -122,11 +124,11 @@ def test_localize_writes_what_it_found(files, tmp_path, capsys, monkeypatch):
     assert options["n_particles"] == 50 and not options["progress"]
 
 
-def test_an_untrusted_result_is_written_and_exits_with_2(files, tmp_path, capsys, monkeypatch):
+def test_an_untrusted_result_is_written_and_exits_with_2(tiny_files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(folder, "figures_of", lambda _: ())  # the figures are tested above
     # Noise that is said to be a fifth of what it is: the number of dipoles hits its ceiling.
     options = ("--runs", "1", "--noise-std", "0.2")
-    assert localize(files, tmp_path, *SIZES, *options) == 2
+    assert localize(tiny_files, tmp_path, *SIZES, *options) == 2
     assert "TOO_MANY_DIPOLES" in capsys.readouterr().err
     assert "DO NOT TRUST" in (tmp_path / "summary.txt").read_text(encoding="utf-8")
 
@@ -141,8 +143,8 @@ def test_an_untrusted_result_is_written_and_exits_with_2(files, tmp_path, capsys
         (("--condition", "no such"), "no such"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(files, tmp_path, capsys, options, named):
-    assert localize(files, tmp_path / "out", *options) == 2
+def test_bad_input_is_one_line_and_exit_code_2(tiny_files, tmp_path, capsys, options, named):
+    assert localize(tiny_files, tmp_path / "out", *options) == 2
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1 and "Traceback" not in error
     assert not (tmp_path / "out").exists()
@@ -159,21 +161,21 @@ def test_a_malformed_command_is_one_line_and_exit_code_2(capsys, words):
     assert error.startswith("bayes-esi: ") and error.count("\n") == 1
 
 
-def test_missing_and_foreign_files(files, tmp_path, capsys):
-    evoked, forward, noise_cov = files
+def test_missing_and_foreign_files(tiny_files, tmp_path, capsys):
+    evoked, forward, noise_cov = tiny_files
     for wrong in ([str(tmp_path / "none-ave.fif"), forward, noise_cov], [forward, evoked, evoked]):
         assert localize(wrong, tmp_path / "out") == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_interruption_leaves_nothing(files, tmp_path, capsys, monkeypatch):
+def test_interruption_leaves_nothing(tiny_files, tmp_path, capsys, monkeypatch):
     from bayes_esi.inference import smc
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(smc, "step", interrupt)
-    assert localize(files, tmp_path / "out", "--runs", "1") == 2
+    assert localize(tiny_files, tmp_path / "out", "--runs", "1") == 2
     assert "interrupted" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -133,7 +133,10 @@ def dense_over_two_scales(problem, model, prior, n_nodes=400):
     [
         {},
         {"moment_std": dist.LogNormal(0.0, 0.7), "noise_std": dist.Uniform(0.6, 1.3)},
-        {"moment_std": dist.HalfNormal(1.0), "noise_std": dist.Gamma(3.0, 3.0)},
+        pytest.param(
+            {"moment_std": dist.HalfNormal(1.0), "noise_std": dist.Gamma(3.0, 3.0)},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["log-uniform", "bounded", "half-normal"],
 )

@@ -70,7 +70,7 @@ def chi_square(observed, expected):
         (False, 0),
         pytest.param(False, 6, marks=pytest.mark.slow),
         pytest.param(True, 0, marks=pytest.mark.slow),
-        (True, 6),
+        pytest.param(True, 6, marks=pytest.mark.slow),
     ],
 )
 def test_sweeps_leave_the_prior_invariant(n_candidates, has_weights):

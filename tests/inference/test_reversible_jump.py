@@ -146,7 +146,8 @@ class FragileCheckpoint(Checkpoint):
             raise Killed
 
 
-@pytest.mark.parametrize("n_saves", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("n_saves", [1, 3])
 def test_a_killed_run_resumes_with_the_same_bits(tmp_path, n_saves):
     name, short = "correlated, known scales", {"n_samples": 50, "n_burn_in": 30}
     whole = sample(name, "reversible_jump", 0, 1, **short)

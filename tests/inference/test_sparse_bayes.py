@@ -116,7 +116,11 @@ def test_cost_never_rises(rule, covariance, d):
 
 @pytest.mark.parametrize(
     ("covariance", "d"),
-    [("tied", 1), ("tied", 3), pytest.param("full", 3, marks=pytest.mark.slow)],
+    [
+        ("tied", 1),
+        pytest.param("tied", 3, marks=pytest.mark.slow),
+        pytest.param("full", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_all_ways_reach_one_point(covariance, d):
     """Well-posed: two sources among five, many samples. MacKay, EM and the bound agree."""
