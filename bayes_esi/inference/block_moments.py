@@ -17,7 +17,15 @@ import numpy as np
 
 from ..core.checks import check_array
 
-__all__ = ["BlockMoments", "condition", "condition_each", "cov_at", "mean", "variance"]
+__all__ = [
+    "BlockMoments",
+    "condition",
+    "condition_each",
+    "cov_at",
+    "mean",
+    "over_patterns",
+    "variance",
+]
 
 
 class BlockMoments(NamedTuple):
@@ -95,6 +103,32 @@ def condition_each(data, lead_field, source_var, noise_var, coefficient=0.0):
         return
     for t, own in enumerate(source_var):
         yield condition(data[:, t : t + 1], lead_field, own, noise_var)
+
+
+def over_patterns(moments, patterns):
+    """Moments of sources x = Q u from those of the strengths u of patterns.
+
+    Parameters
+    ----------
+    moments : BlockMoments
+        Of u.
+    patterns : sparse (n_sources, n_patterns)
+        Q.
+
+    Returns
+    -------
+    BlockMoments
+        B of a source is sum_i q_i B_i, its prior covariance sum_i q_i^2 C_i.
+    """
+    own = patterns.tocsc()[:, moments.places].tocsr()
+    places = np.flatnonzero(np.diff(own.indptr))
+    own = own[places]
+    k, d, m = moments.synthesis.shape
+    synthesis = (own @ moments.synthesis.reshape(k, d * m)).reshape(-1, d, m)
+    prior = (own.multiply(own) @ moments.prior_cov.reshape(k, d * d)).reshape(-1, d, d)
+    return moments._replace(
+        places=places, prior_cov=prior, synthesis=synthesis, n_sources=patterns.shape[0]
+    )
 
 
 def mean(moments):

@@ -18,7 +18,7 @@ METHODS = {
     AutoregressiveSources: ("kalman_smoother", "kalman_filter", "nuts"),
     CoupledSources: ("kalman_smoother", "kalman_filter", "em", "block_diagonal"),
     GroupSparseSources: ("mixed_norm", "irmxne", "minimum_current", "tf_mxne", "gibbs"),
-    HierarchicalSources: ("sparse_bayes", "ias"),
+    HierarchicalSources: ("sparse_bayes", "ias", "multiple_sparse_priors"),
     StaticDipoles: ("smc", "reversible_jump", "enumerate"),
     DynamicDipoles: ("particle_smoother", "particle_filter", "particle_gibbs", "smc"),
 }

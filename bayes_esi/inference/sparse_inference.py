@@ -5,10 +5,11 @@ form (`block_moments`):
 
     x_j ~ N(0, g_j I),    data = lead_field x + noise
 
-`sparse_bayes` and `ias` find the variances themselves. The estimate of a mixed norm is the mean of
-the Gaussian with g_j = |X_j| / (alpha w_j): its penalty touches the quadratic one of that Gaussian
-there. So is that of a reweighted norm, with its last weights, and of minimum current at each
-sample; of a time-frequency norm the same variances are used, and the estimate is its own.
+`sparse_bayes` and `ias` find the variances themselves, `multiple_sparse_priors` those of smooth
+patterns of sources. The estimate of a mixed norm is the mean of the Gaussian with
+g_j = |X_j| / (alpha w_j): its penalty touches the quadratic one of that Gaussian there. So is that
+of a reweighted norm, with its last weights, and of minimum current at each sample; of a
+time-frequency norm the same variances are used, and the estimate is its own.
 
 What the Gaussian leaves out is the uncertainty of the variances: which sources are active. `gibbs`
 draws the variances of the group-Laplace law (`scale_mixture`), and mixes Gaussians over some.
@@ -20,6 +21,7 @@ norms).
 from typing import NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from ..core.checks import check_choice, check_count, check_fraction, check_positive
 from ..core.drive import progress_bar
@@ -27,11 +29,14 @@ from ..core.status import Status
 from ..models.group_sparse import penalty_weights
 from ..models.orientation import orient
 from ..sources.depth import depth_weights
+from ..sources.patches import evenly_spaced, smooth_patterns
 from . import (
+    block_moments,
     ias,
     irmxne,
     minimum_current,
     mixed_norm,
+    multiple_sparse_priors,
     nuts,
     scale_mixture,
     sparse_bayes,
@@ -97,6 +102,13 @@ OPTIONS = {
         "tol": (1e-3, check_positive),
         "max_steps": (500, check_count),
     },
+    "multiple_sparse_priors": {
+        "n_patches": (256, check_count),
+        "smoothness": (0.6, check_positive),
+        "reach": (8, check_count),
+        "tol": (1e-3, check_positive),
+        "max_steps": (200, check_count),
+    },
     "ias": {
         "exponent": (1.0, _check_number),
         "hybrid_exponent": (None, _check_number),
@@ -129,6 +141,7 @@ class SparseMoments(NamedTuple):
     noise_var: np.ndarray  # (rank,) of whitened data
     coefficient: float  # of an AR(1) in time
     inclusion: np.ndarray | None = None  # (n_sources,) where supports were drawn
+    patterns: object = None  # sparse (n_sources, n_patterns): variances are those of patterns
 
 
 class SparseResult(NamedTuple):
@@ -138,7 +151,7 @@ class SparseResult(NamedTuple):
     hyper: dict  # noise_std (n_groups,), and alpha as a fraction
     draws: dict  # name -> (n_chains, n_samples, ...), of gibbs
     trace: dict  # name -> array: what fell along the iteration, or the choice of alpha
-    certificate: dict  # name -> float: gap, residual or R-hat, and what it must not exceed
+    certificate: dict  # name -> float: gap, residual, gain or R-hat; what it must not exceed
     log_evidence: float  # units of the data; NaN where the method has none
     status: Status
 
@@ -182,6 +195,8 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
             result = _sparse_bayes(model, problem, field, options)
         elif method == "ias":
             result = _ias(model, problem, field, options)
+        elif method == "multiple_sparse_priors":
+            result = _multiple_sparse_priors(model, problem, field, options)
         elif method == "gibbs":
             result = _gibbs(key, model, problem, field, options, checkpoint, update)
         else:
@@ -406,6 +421,45 @@ def _sparse_bayes(model, problem, field, options):
         {"residual": found.residual, "limit": options["tol"]},
         found.log_evidence + problem.log_jacobian,
         status,
+    )
+
+
+def _multiple_sparse_priors(model, problem, field, options):
+    scale = _depth_scale(model, problem)
+    m, n_sources, d = field.shape
+    centres = evenly_spaced(problem.source_pos, options["n_patches"])
+    patterns = smooth_patterns(problem.neighbours, centres, options["smoothness"], options["reach"])
+    patterns = sparse.csc_array(sparse.diags_array(scale) @ patterns)
+    by_source = np.moveaxis(np.asarray(field, float), 1, 0).reshape(n_sources, m * d)
+    fields = np.moveaxis((patterns.T @ by_source).reshape(-1, m, d), 0, 1)
+    is_known = model.noise_std is not None
+    found = multiple_sparse_priors.run(
+        problem.data,
+        fields,
+        noise="known" if is_known else "scalar",
+        noise_std=model.noise_std if is_known else 1.0,
+        tol=options["tol"],
+        max_steps=options["max_steps"],
+    )
+    noise_var = np.full(m, found.noise_var)
+    law = block_moments.condition(problem.data, fields, found.variances, noise_var)
+    mean = block_moments.mean(block_moments.over_patterns(law, patterns))
+    moments = SparseMoments(
+        _carriers(field, mean),
+        None,
+        found.variances[None, None],
+        noise_var,
+        0.0,
+        patterns=patterns,
+    )
+    return SparseResult(
+        moments,
+        {"noise_std": np.full(problem.n_groups, np.sqrt(found.noise_var))},
+        {},
+        {"density": found.densities},
+        {"gain": float(found.densities[-1] - found.densities[-2]), "limit": options["tol"]},
+        found.free_energy + problem.log_jacobian,
+        Status.OK if found.is_converged else Status.NOT_CONVERGED,
     )
 
 

@@ -3,7 +3,8 @@
     x_j | gamma_j ~ N(0, gamma_j I),    data_t = lead_field x_t + N(0, noise_std^2 noise_cov)
 
 The variances are found from the data: where the evidence is stationary (`sparse_bayes`), or
-together with the sources under a law of their own (`ias`). Most of them end at or near zero.
+together with the sources under a law of their own (`ias`). Most of them end at or near zero. With
+`multiple_sparse_priors` smooth patterns of sources have the variances, and free energy finds them.
 
 References: Wipf, Nagarajan 2009, doi:10.1016/j.neuroimage.2008.02.059 (the family); Calvetti,
 Hakula, Pursiainen, Somersalo 2009, doi:10.1137/080723995 (laws of the variances).

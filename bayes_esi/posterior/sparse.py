@@ -38,10 +38,12 @@ class SparsePosterior(SourcePosterior):
     log_evidence : float
         Log probability density of the data in nats, units of the data. Of norms: of data and active
         sources, by Laplace's method in their variances; a lower bound of the evidence. Of
-        `sparse_bayes`: at the variances of largest evidence, an upper one. NaN of
+        `sparse_bayes`: at the variances of largest evidence, an upper one. Of
+        `multiple_sparse_priors`: the free energy, integrated over variances by Laplace. NaN of
         `minimum_current`, `ias` and `gibbs`, which have none.
     certificate : dict of str to float
-        Relative duality gap, residual of the stationarity conditions or R-hat, and its limit.
+        Relative duality gap, residual of the stationarity conditions, last gain of the search in
+        nats or R-hat, and its limit.
     """
 
     certificate: dict
@@ -83,7 +85,8 @@ class SparsePosterior(SourcePosterior):
     def support(self):
         """Numbers of the active sources, increasing: (n_active,).
 
-        Of `ias`, which has no zeros: those whose fields carry 99 % of the power of all. Of `gibbs`:
+        Of `ias` and `multiple_sparse_priors`, where sources are weak rather than zero: those whose
+        fields carry 99 % of the power of all. Of `gibbs`:
         those whose `inclusion_probability` is a half or more.
         """
         return self.moments.support
@@ -95,10 +98,13 @@ class SparsePosterior(SourcePosterior):
         In (A·m)^2; the mean over components of a full covariance, and over samples where each has
         its own.
         """
-        variances = self.moments.source_var
+        variances, patterns = self.moments.source_var, self.moments.patterns
         if variances.ndim == 5:
             variances = np.trace(variances, axis1=3, axis2=4) / variances.shape[3]
-        return self.problem.moment_unit**2 * variances.mean(axis=(0, 1))
+        variances = variances.mean(axis=(0, 1))
+        if patterns is not None:
+            variances = patterns.multiply(patterns) @ variances
+        return self.problem.moment_unit**2 * variances
 
     @property
     def inclusion_probability(self):

@@ -142,22 +142,34 @@ class SparseSources:
     def _told(self, components):
         return np.einsum("nad,ndt->nat", self.field.own_frames, components)
 
+    @functools.cached_property
+    def _strength_field(self):
+        """Field of what has a variance: of the sources, or of patterns of them."""
+        field = np.asarray(self.field.lead_field, float)
+        if self.moments.patterns is None:
+            return field
+        m, n_sources, d = field.shape
+        by_source = np.moveaxis(field, 1, 0).reshape(n_sources, m * d)
+        return np.moveaxis((self.moments.patterns.T @ by_source).reshape(-1, m, d), 0, 1)
+
     def _laws(self, component, data):
         moments = self.moments
-        return block_moments.condition_each(
+        laws = block_moments.condition_each(
             np.asarray(data, float),
-            self.field.lead_field,
+            self._strength_field,
             moments.source_var[component],
             moments.noise_var,
             moments.coefficient,
         )
+        if moments.patterns is None:
+            return laws
+        return (block_moments.over_patterns(law, moments.patterns) for law in laws)
 
     def _draw(self, rng, component):
-        moments, field = self.moments, np.asarray(self.field.lead_field, float)
+        moments, field = self.moments, self._strength_field
         laws = moments.source_var[component]
-        _, n_sources, d = field.shape
         n_times = self.problem.n_times
-        white = rng.standard_normal((n_sources, d, n_times))
+        white = rng.standard_normal((*field.shape[1:], n_times))
         if moments.coefficient:
             lags = np.abs(np.subtract.outer(*[np.arange(n_times)] * 2))
             white = white @ np.linalg.cholesky(moments.coefficient**lags).T
@@ -170,6 +182,8 @@ class SparseSources:
         )
         noise = np.sqrt(moments.noise_var)[:, None] * rng.standard_normal(self.problem.data.shape)
         rest = self.problem.data - np.tensordot(field, drawn, axes=2) - noise
+        if moments.patterns is not None:
+            drawn = (moments.patterns @ drawn.reshape(len(drawn), -1)).reshape(-1, *drawn.shape[1:])
         return drawn + self._mean(component, rest)
 
 

@@ -7,7 +7,12 @@ from .source_text import residual_doubts, source_rows
 __all__ = ["doubts", "facts", "method", "remarks", "table"]
 
 
-_PROOFS = {"gap": "duality gap", "residual": "residual of stationarity", "r_hat": "R-hat"}
+_PROOFS = {
+    "gap": "duality gap",
+    "gain": "last gain of the search in nats",
+    "residual": "residual of stationarity",
+    "r_hat": "R-hat",
+}
 
 
 def method(posterior):
@@ -74,7 +79,7 @@ def doubts(posterior):
             "The evidence is that of data and active sources together, a lower bound of that of "
             "the data."
         )
-    elif np.isfinite(posterior.log_evidence):
+    elif np.isfinite(posterior.log_evidence) and posterior.method == "sparse_bayes":
         lines.append(
             "The evidence is that at the best variances, an upper bound: do not compare it with "
             "integrated ones."
