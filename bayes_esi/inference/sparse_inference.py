@@ -237,10 +237,7 @@ def _norm(method, model, problem, field, options):
         status = Status.NOT_CONVERGED
     return SparseResult(
         moments,
-        {
-            "alpha": np.asarray(alpha / _alpha_max(method, problem, field, weights, options)),
-            "noise_std": np.ones(problem.n_groups),
-        },
+        _hyper(problem, alpha, _alpha_max(method, problem, field, weights, options)),
         {},
         trace | {"objective": np.atleast_1d(objective)},
         {"gap": float(np.max(found.gap)), "limit": options["tol"]},
@@ -274,6 +271,10 @@ def _alpha(method, model, problem, field, weights, options):
     }
     at = int(np.argmin(trace["criterion"]))
     return float(trace["alphas"][at]), trace, at == len(trace["alphas"]) - 1
+
+
+def _hyper(problem, alpha, alpha_max):
+    return {"alpha": np.asarray(alpha / alpha_max), "noise_std": np.ones(problem.n_groups)}
 
 
 def _alpha_max(method, problem, field, weights, options):
@@ -378,10 +379,7 @@ def _gibbs(key, model, problem, field, options, checkpoint, update):
     r_hat = max(float(np.max(nuts.split_r_hat(s), initial=1.0)) for s in stats)
     return SparseResult(
         moments,
-        {
-            "alpha": np.asarray(alpha / mixed_norm.alpha_max(problem.data, field, weights)),
-            "noise_std": np.ones(problem.n_groups),
-        },
+        _hyper(problem, alpha, mixed_norm.alpha_max(problem.data, field, weights)),
         draws,
         {"log_density": drawn.log_density} | trace,
         {"r_hat": r_hat, "limit": nuts.MOST_R_HAT},

@@ -32,52 +32,35 @@ def assemble(model, problem, method, result):
     if isinstance(result, TrackResult):
         return _tracks(model, problem, method, result)
     if isinstance(result, SparseResult):
-        return SparsePosterior(
-            problem=problem,
-            model=model,
-            method=method,
-            moments=result.moments,
-            hyper=result.hyper,
-            hyper_std={},
-            draws=result.draws,
-            sample_stats=result.trace,
-            log_evidence=result.log_evidence,
-            log_evidence_std=0.0,
-            curve=None,
-            observed=np.ones(problem.n_times, bool),
-            status=result.status,
-            certificate=result.certificate,
-        )
+        own = {"draws": result.draws, "sample_stats": result.trace}
+        own["certificate"] = result.certificate
+        return _sources(SparsePosterior, model, problem, method, result, own)
     if isinstance(result, CoupledResult):
-        return SourcePosterior(
-            problem=problem,
-            model=model,
-            method=method,
-            moments=result.moments,
-            hyper=result.hyper,
-            hyper_std={},
-            draws={},
-            sample_stats={"log_posterior": result.trace} if result.trace.size else {},
-            log_evidence=result.log_evidence,
-            log_evidence_std=0.0,
-            curve=None,
-            observed=np.ones(problem.n_times, bool),
-            status=result.status,
-        )
-    return SourcePosterior(
+        own = {"sample_stats": {"log_posterior": result.trace} if result.trace.size else {}}
+        return _sources(SourcePosterior, model, problem, method, result, own)
+    names = ("hyper_std", "draws", "sample_stats", "log_evidence_std", "curve", "observed")
+    own = {name: getattr(result, name) for name in names}
+    return _sources(SourcePosterior, model, problem, method, result, own)
+
+
+def _sources(kind, model, problem, method, result, own):
+    """A posterior of `kind` with what is its own; hyper-parameters were known and all was seen."""
+    shared = {
+        "hyper_std": {},
+        "draws": {},
+        "log_evidence_std": 0.0,
+        "curve": None,
+        "observed": np.ones(problem.n_times, bool),
+    }
+    return kind(
         problem=problem,
         model=model,
         method=method,
         moments=result.moments,
         hyper=result.hyper,
-        hyper_std=result.hyper_std,
-        draws=result.draws,
-        sample_stats=result.sample_stats,
         log_evidence=result.log_evidence,
-        log_evidence_std=result.log_evidence_std,
-        curve=result.curve,
-        observed=result.observed,
         status=result.status,
+        **shared | own,
     )
 
 
