@@ -13,8 +13,9 @@ Each is exact; the chain has no step length to choose.
 
 *What to expect.* The mode of this law is sparse, the law is not: tau_j has a relative deviation of
 sqrt(2 / (D + 1)), so that with many samples all sources have about the same variance before data
-are seen. A source counts as active in a draw if its field carries more power than noise does
-in its d directions, |G_j X_j|^2 > rank(G_j) n_times.
+are seen. Nothing is ever zero, so no draw says which sources are active. A source is loud in a
+draw if its field carries more power than noise does in its d directions, |G_j X_j|^2 > rank(G_j)
+n_times; many loud sources may cancel each other.
 
 Cost O(m^2 n d + m n d n_times) a sweep and chain.
 
@@ -63,7 +64,7 @@ class Draws(NamedTuple):
 
     source_var: np.ndarray  # (n_chains, n_samples, n_sources)
     norm: np.ndarray  # (n_chains, n_samples, n_sources)
-    is_active: np.ndarray  # (n_chains, n_samples, n_sources) bool
+    is_loud: np.ndarray  # (n_chains, n_samples, n_sources) bool
     log_density: np.ndarray  # (n_chains, n_samples)
 
 
@@ -228,5 +229,5 @@ class _Kept:
         rows = slice(start + skip, start + skip + length)
         self.arrays.source_var[:, rows] = info.source_var[:, skip:]
         self.arrays.norm[:, rows] = info.norm[:, skip:]
-        self.arrays.is_active[:, rows] = np.asarray(info.field_power)[:, skip:] > self.limits
+        self.arrays.is_loud[:, rows] = np.asarray(info.field_power)[:, skip:] > self.limits
         self.arrays.log_density[:, rows] = info.log_density[:, skip:]

@@ -122,8 +122,8 @@ OPTIONS = {
 }
 # Share of the power of all fields that the active sources of a method without zeros carry.
 _CARRIED = 0.99
-# Probability at which a source counts among the active ones.
-_INCLUDED = 0.5
+# Probability of a field above the noise at which a source is listed.
+_EXCEEDING = 0.5
 # Methods that look for the most probable sources.
 MODES = ("mixed_norm", "irmxne", "minimum_current", "tf_mxne", "ias")
 
@@ -140,7 +140,7 @@ class SparseMoments(NamedTuple):
     source_var: np.ndarray  # (n_components, n_laws, n_sources), or (..., n_sources, d, d)
     noise_var: np.ndarray  # (rank,) of whitened data
     coefficient: float  # of an AR(1) in time
-    inclusion: np.ndarray | None = None  # (n_sources,) where supports were drawn
+    exceedance: np.ndarray | None = None  # (n_sources,) that the field exceeds noise, if drawn
     patterns: object = None  # sparse (n_sources, n_patterns): variances are those of patterns
 
 
@@ -366,12 +366,12 @@ def _gibbs(key, model, problem, field, options, checkpoint, update):
         checkpoint=checkpoint,
         progress=update,
     )
-    inclusion = drawn.is_active.mean(axis=(0, 1))
-    support = np.flatnonzero(inclusion >= _INCLUDED)
+    exceedance = drawn.is_loud.mean(axis=(0, 1))
+    support = np.flatnonzero(exceedance >= _EXCEEDING)
     pooled = drawn.source_var.reshape(-1, problem.n_sources)
     chosen = np.linspace(0, len(pooled) - 1, min(options["n_components"], len(pooled))).astype(int)
     moments = SparseMoments(
-        support, None, pooled[chosen, None], np.ones(len(problem.data)), 0.0, inclusion
+        support, None, pooled[chosen, None], np.ones(len(problem.data)), 0.0, exceedance
     )
     draws = {"strength": problem.moment_unit * drawn.norm[:, :, support]}
     stats = [drawn.log_density[:, :, None], *draws.values()]

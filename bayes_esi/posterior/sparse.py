@@ -66,7 +66,7 @@ class SparsePosterior(SourcePosterior):
     @property
     def is_sampled(self):
         """Whether variances were drawn, so that deviations are those of the posterior."""
-        return self.moments.inclusion is not None
+        return self.moments.exceedance is not None
 
     @property
     def names(self):
@@ -87,7 +87,7 @@ class SparsePosterior(SourcePosterior):
 
         Of `ias` and `multiple_sparse_priors`, where sources are weak rather than zero: those whose
         fields carry 99 % of the power of all. Of `gibbs`:
-        those whose `inclusion_probability` is a half or more.
+        those whose `exceedance_probability` is a half or more.
         """
         return self.moments.support
 
@@ -107,11 +107,12 @@ class SparsePosterior(SourcePosterior):
         return self.problem.moment_unit**2 * variances
 
     @property
-    def inclusion_probability(self):
-        """Probability that each source is stronger than the noise: (n_sources,). Of `gibbs`.
+    def exceedance_probability(self):
+        """Probability that the field of each source exceeds the noise: (n_sources,). Of `gibbs`.
 
-        That is, that its field carries more power than noise does in its directions,
-        |G_j X_j|^2 > rank(G_j) n_times in whitened units.
+        That is, |G_j X_j|^2 > rank(G_j) n_times in whitened units: more power than noise has in
+        its directions. It is not the probability that a source is needed: the law behind a mixed
+        norm has no zeros, and fields of neighbours may cancel.
         """
         if not self.is_sampled:
             raise ValueError(
@@ -119,7 +120,7 @@ class SparsePosterior(SourcePosterior):
                 "is; infer GroupSparseSources with method='gibbs', or StaticDipoles, whose "
                 "`intensity` is the expected number of dipoles at each place."
             )
-        return self.moments.inclusion
+        return self.moments.exceedance
 
     @functools.cached_property
     def peaks(self):
@@ -149,7 +150,7 @@ class SparsePosterior(SourcePosterior):
         """
         frame = super().summary(check_count("n_peaks", n_peaks))
         if self.is_sampled and not frame.empty:
-            frame["inclusion_probability"] = self.moments.inclusion[frame["source"]]
+            frame["exceedance_probability"] = self.moments.exceedance[frame["source"]]
         frame.attrs |= {
             "deviations": "of the posterior" if self.is_sampled else _CONDITION,
             "is_mode": self.is_mode,
@@ -176,7 +177,8 @@ class SparsePosterior(SourcePosterior):
         condition = f"; deviations {_CONDITION}"
         if self.is_sampled:
             kind, condition = "draws of variances", ""
+        what = "above the noise" if self.is_sampled else "active"
         return (
             f"<SparsePosterior | {self.method}, {self.status.name}: {kind}, {len(self.support)} of "
-            f"{self.problem.n_sources} active{condition}>"
+            f"{self.problem.n_sources} {what}{condition}>"
         )

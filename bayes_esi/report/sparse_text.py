@@ -39,7 +39,8 @@ def facts(posterior):
             f"Noise     level {level:.3g} relative to noise_cov ({name}, {how})"
             for level, name in zip(hyper["noise_std"], problem.group_names, strict=True)
         ]
-    lines.append(f"Active    {len(posterior.support)} of {problem.n_sources} sources")
+    word = "Loud      " if posterior.is_sampled else "Active    "
+    lines.append(f"{word}{len(posterior.support)} of {problem.n_sources} sources")
     certificate = dict(posterior.certificate)
     limit = certificate.pop("limit")
     ((name, value),) = certificate.items()
@@ -57,8 +58,9 @@ def remarks(posterior):
     """How to read the table."""
     if posterior.is_sampled:
         return [
-            "Listed are sources that are stronger than the noise with a probability of a half or "
-            "more. The law behind a mixed norm is not sparse: only its most probable point is."
+            "Listed are sources whose fields exceed the noise with a probability of a half or "
+            "more. That does not make them needed: the law behind a mixed norm is not sparse, only its "
+            "most probable point is, and fields of neighbours may cancel."
         ]
     what = (
         "The moments are those of the most probable sources, not an average over what is possible"

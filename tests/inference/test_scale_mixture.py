@@ -39,9 +39,9 @@ def test_one_scalar_source_follows_its_law():
         expected = np.sum(density * of(x))
         found = of(draws.norm[:, :, 0])
         assert abs(found.mean() - expected) < 4 * effective(found)
-    is_active = np.sum(density * (np.sum(gain**2) * x**2 > 1))
-    found = draws.is_active[:, :, 0].astype(float)
-    assert abs(found.mean() - is_active) < 4 * effective(found)
+    is_loud = np.sum(density * (np.sum(gain**2) * x**2 > 1))
+    found = draws.is_loud[:, :, 0].astype(float)
+    assert abs(found.mean() - is_loud) < 4 * effective(found)
 
 
 def test_two_sources_follow_their_law():
@@ -81,7 +81,7 @@ def test_without_data_norms_keep_their_prior():
         assert abs(found.mean() - law.mean()) < 4.5 * effective(found)
         square = found**2
         assert abs(square.mean() - (law.var() + law.mean() ** 2)) < 4.5 * effective(square)
-    assert not draws.is_active.any()
+    assert not draws.is_loud.any()
 
 
 def test_an_interrupted_run_goes_on_with_the_same_bits(tmp_path):

@@ -255,7 +255,7 @@ def test_chains_have_the_moments_of_their_draws_and_probabilities(tmp_path):
     posterior = infer(
         be.GroupSparseSources(0.5), problem, "gibbs", n_samples=2000, n_components=400, throw=False
     )
-    probability = posterior.inclusion_probability
+    probability = posterior.exceedance_probability
     assert probability.shape == (N,) and np.all((probability >= 0) & (probability <= 1))
     np.testing.assert_array_equal(np.flatnonzero(probability >= 0.5), posterior.support)
     strengths = np.sqrt(np.sum(posterior.mean**2 + posterior.std**2, axis=(1, 2)))
@@ -263,11 +263,11 @@ def test_chains_have_the_moments_of_their_draws_and_probabilities(tmp_path):
     # 400 components and 8,000 correlated sweeps: a few per cent.
     np.testing.assert_allclose(drawn, strengths[posterior.support], rtol=0.1)
     frame = posterior.summary()
-    assert list(frame["inclusion_probability"]) == list(probability[frame["source"]])
+    assert list(frame["exceedance_probability"]) == list(probability[frame["source"]])
     assert np.isfinite(posterior.diagnostics()["r_hat"]).all()
     posterior.save(tmp_path / "chains.nc")
     again = be.load(tmp_path / "chains.nc")
-    np.testing.assert_array_equal(again.inclusion_probability, probability)
+    np.testing.assert_array_equal(again.exceedance_probability, probability)
     assert "law behind a mixed norm is not sparse" in describe(again)
     tree = again.to_datatree(n_draws=3)
     assert tree["posterior"]["strength"].shape[:2] == (4, 2000)
@@ -279,7 +279,7 @@ def test_what_sparse_sources_do_not_have_is_refused(problem):
         with pytest.raises(ValueError, match="GroupSparseSources"):
             act()
     with pytest.raises(ValueError, match="method='gibbs'"):
-        _ = norm.inclusion_probability
+        _ = norm.exceedance_probability
     ias = infer(be.HierarchicalSources(), problem, "ias")
     with pytest.raises(ValueError, match="ias.* computes none"):
         be.compare({"norm": norm, "ias": ias})
