@@ -73,8 +73,9 @@ class SparsePosterior(SourcePosterior):
         """What `mean` and `std` are, in words."""
         if self.is_sampled:
             return super().names
-        mean = "most probable moment" if self.is_mode else "mean given variances"
-        return {"mean": mean, "std": "std given active sources"}
+        if self.is_mode:
+            return {"mean": "most probable moment", "std": "std given active sources"}
+        return {"mean": "mean given variances", "std": "std given variances"}
 
     @property
     def kinds(self):
