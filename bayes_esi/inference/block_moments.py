@@ -22,6 +22,7 @@ __all__ = [
     "condition",
     "condition_each",
     "cov_at",
+    "field_power",
     "mean",
     "over_patterns",
     "variance",
@@ -129,6 +130,19 @@ def over_patterns(moments, patterns):
     return moments._replace(
         places=places, prior_cov=prior, synthesis=synthesis, n_sources=patterns.shape[0]
     )
+
+
+def field_power(lead_field, sources):
+    """Power of the field of each source, summed over samples: (n_sources,).
+
+    Parameters
+    ----------
+    lead_field : (m, n_sources, d) array
+    sources : (n_sources, d, n_times) array
+    """
+    field = np.asarray(lead_field, np.float64)
+    gram = np.einsum("mnd,mne->nde", field, field)
+    return np.einsum("nde,ndt,net->n", gram, sources, sources, optimize=True)
 
 
 def mean(moments):

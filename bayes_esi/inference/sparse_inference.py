@@ -26,10 +26,9 @@ from scipy import sparse
 from ..core.checks import check_choice, check_count, check_fraction, check_positive
 from ..core.drive import progress_bar
 from ..core.status import Status
-from ..models.group_sparse import penalty_weights
+from ..models.group_sparse import depth_scale, penalty_weights
 from ..models.orientation import orient
-from ..sources.depth import depth_weights
-from ..sources.patches import evenly_spaced, smooth_patterns
+from ..sources.patches import evenly_spaced, pattern_fields, smooth_patterns
 from . import (
     block_moments,
     ias,
@@ -211,7 +210,7 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
 
 def _norm(method, model, problem, field, options):
     weights = penalty_weights(model, problem)
-    alpha, trace, is_at_end = _alpha(method, model, problem, field, weights, options)
+    alpha, share, trace, is_at_end = _alpha(method, model, problem, field, weights, options)
     solve = {
         "mixed_norm": _mixed_norm,
         "irmxne": _irmxne,
@@ -237,7 +236,7 @@ def _norm(method, model, problem, field, options):
         status = Status.NOT_CONVERGED
     return SparseResult(
         moments,
-        _hyper(problem, alpha, _alpha_max(method, problem, field, weights, options)),
+        _hyper(problem, share),
         {},
         trace | {"objective": np.atleast_1d(objective)},
         {"gap": float(np.max(found.gap)), "limit": options["tol"]},
@@ -247,9 +246,10 @@ def _norm(method, model, problem, field, options):
 
 
 def _alpha(method, model, problem, field, weights, options):
-    """Strength of the penalty, how it was chosen, and whether less was not to be had."""
+    """Strength of the penalty, its share, how it was chosen, and whether less was not to be had."""
     if not isinstance(model.alpha, str):
-        return model.alpha * _alpha_max(method, problem, field, weights, options), {}, False
+        largest = _alpha_max(method, problem, field, weights, options)
+        return model.alpha * largest, model.alpha, {}, False
     if method not in ("mixed_norm", "irmxne", "gibbs"):
         raise ValueError(
             f"alpha={model.alpha!r} is chosen for the mixed norm, whose alpha means another "
@@ -270,11 +270,12 @@ def _alpha(method, model, problem, field, weights, options):
         "n_active": np.concatenate([part.n_active for part in parts]),
     }
     at = int(np.argmin(trace["criterion"]))
-    return float(trace["alphas"][at]), trace, at == len(trace["alphas"]) - 1
+    alpha = float(trace["alphas"][at])
+    return alpha, alpha / alphas[0], trace, at == len(trace["alphas"]) - 1
 
 
-def _hyper(problem, alpha, alpha_max):
-    return {"alpha": np.asarray(alpha / alpha_max), "noise_std": np.ones(problem.n_groups)}
+def _hyper(problem, share):
+    return {"alpha": np.asarray(share, float), "noise_std": np.ones(problem.n_groups)}
 
 
 def _alpha_max(method, problem, field, weights, options):
@@ -353,7 +354,7 @@ def _support_evidence(problem, field, support):
 
 def _gibbs(key, model, problem, field, options, checkpoint, update):
     weights = penalty_weights(model, problem)
-    alpha, trace, is_at_end = _alpha("gibbs", model, problem, field, weights, options)
+    alpha, share, trace, is_at_end = _alpha("gibbs", model, problem, field, weights, options)
     drawn = scale_mixture.run(
         key,
         problem.data,
@@ -379,7 +380,7 @@ def _gibbs(key, model, problem, field, options, checkpoint, update):
     r_hat = max(float(np.max(nuts.split_r_hat(s), initial=1.0)) for s in stats)
     return SparseResult(
         moments,
-        _hyper(problem, alpha, mixed_norm.alpha_max(problem.data, field, weights)),
+        _hyper(problem, share),
         draws,
         {"log_density": drawn.log_density} | trace,
         {"r_hat": r_hat, "limit": nuts.MOST_R_HAT},
@@ -392,15 +393,8 @@ def _gibbs(key, model, problem, field, options, checkpoint, update):
 
 
 def _sparse_bayes(model, problem, field, options):
-    scale = _depth_scale(model, problem)
-    is_known = model.noise_std is not None
-    found = sparse_bayes.run(
-        problem.data,
-        field * scale[:, None],
-        noise="known" if is_known else "scalar",
-        noise_std=model.noise_std if is_known else 1.0,
-        **options,
-    )
+    scale = depth_scale(model, problem)
+    found = sparse_bayes.run(problem.data, field * scale[:, None], **_noise(model), **options)
     source_var = np.asarray(found.source_var, float)
     source_var = source_var * (scale**2).reshape(-1, *(1,) * (source_var.ndim - 1))
     support = np.flatnonzero(source_var if source_var.ndim == 1 else source_var.any(axis=(1, 2)))
@@ -423,23 +417,19 @@ def _sparse_bayes(model, problem, field, options):
 
 
 def _multiple_sparse_priors(model, problem, field, options):
-    scale = _depth_scale(model, problem)
-    m, n_sources, d = field.shape
+    scale = depth_scale(model, problem)
     centres = evenly_spaced(problem.source_pos, options["n_patches"])
     patterns = smooth_patterns(problem.neighbours, centres, options["smoothness"], options["reach"])
     patterns = sparse.csc_array(sparse.diags_array(scale) @ patterns)
-    by_source = np.moveaxis(np.asarray(field, float), 1, 0).reshape(n_sources, m * d)
-    fields = np.moveaxis((patterns.T @ by_source).reshape(-1, m, d), 0, 1)
-    is_known = model.noise_std is not None
+    fields = pattern_fields(field, patterns)
     found = multiple_sparse_priors.run(
         problem.data,
         fields,
-        noise="known" if is_known else "scalar",
-        noise_std=model.noise_std if is_known else 1.0,
+        **_noise(model),
         tol=options["tol"],
         max_steps=options["max_steps"],
     )
-    noise_var = np.full(m, found.noise_var)
+    noise_var = np.full(len(problem.data), found.noise_var)
     law = block_moments.condition(problem.data, fields, found.variances, noise_var)
     mean = block_moments.mean(block_moments.over_patterns(law, patterns))
     moments = SparseMoments(
@@ -468,7 +458,7 @@ def _ias(model, problem, field, options):
             "with method='sparse_bayes'."
         )
     level = model.noise_std
-    scale = _depth_scale(model, problem)
+    scale = depth_scale(model, problem)
     found = ias.run(problem.data / level, field * (scale[:, None] / level), **options)
     source_var = np.asarray(found.source_var, float) * scale**2
     noise_var = np.full(len(problem.data), level**2)
@@ -487,18 +477,16 @@ def _ias(model, problem, field, options):
     )
 
 
-def _depth_scale(model, problem):
-    """Prior deviations that grow with depth: (n_sources,)."""
-    if model.depth == 0:
-        return np.ones(problem.n_sources)
-    return np.sqrt(depth_weights(np.asarray(problem.lead_field, float), model.depth))
+def _noise(model):
+    """The noise as searches for variances take it."""
+    if model.noise_std is None:
+        return {"noise": "scalar", "noise_std": 1.0}
+    return {"noise": "known", "noise_std": model.noise_std}
 
 
 def _carriers(field, mean):
     """Sources whose fields make up `_CARRIED` of the power of all, the strongest first."""
-    power = np.array(
-        [np.sum((field[:, j] @ mean[j]) ** 2) for j in range(field.shape[1])], np.float64
-    )
+    power = block_moments.field_power(field, mean)
     order = np.argsort(-power, kind="stable")
     total = np.cumsum(power[order])
     count = np.searchsorted(total, _CARRIED * total[-1]) + 1 if total[-1] > 0 else 0

@@ -18,7 +18,7 @@ from ..core.checks import check_array, check_choice, check_positive
 from ..sources.depth import depth_weights
 from .orientation import check_loose
 
-__all__ = ["CHOICES", "GroupSparseSources", "check_depth", "penalty_weights"]
+__all__ = ["CHOICES", "GroupSparseSources", "check_depth", "depth_scale", "penalty_weights"]
 
 CHOICES = ("sure", "cross_validation", "evidence")
 
@@ -88,7 +88,12 @@ def penalty_weights(model, problem):
     weights = np.ones(n_sources)
     if model.weights is not None:
         weights = check_array("weights", model.weights, shape=(n_sources,)).astype(float)
-    if model.depth == 0:
-        return weights
     # A source of twice the prior deviation pays half as much for its strength.
-    return weights / np.sqrt(depth_weights(np.asarray(problem.lead_field, float), model.depth))
+    return weights / depth_scale(model, problem)
+
+
+def depth_scale(model, problem):
+    """Prior deviations that grow with depth, of a sparse model on a problem: (n_sources,)."""
+    if model.depth == 0:
+        return np.ones(problem.n_sources)
+    return np.sqrt(depth_weights(np.asarray(problem.lead_field, float), model.depth))

@@ -12,6 +12,7 @@ import functools
 
 import numpy as np
 
+from ..core import ports
 from ..core.checks import check_choice, check_count
 from ..inference.sparse_inference import MODES
 from .sources import SourcePosterior
@@ -168,8 +169,6 @@ class SparsePosterior(SourcePosterior):
         quantity : str
             "mean", "std" as source estimates, or "dipoles": an `mne.Dipole` for each active source.
         """
-        from ..core import ports
-
         check_choice("quantity", quantity, ("mean", "std", "dipoles"))
         return ports.perform(self, "to_mne", quantity)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..inference import block_moments
 from ..models.orientation import orient
+from ..sources.patches import pattern_fields
 
 __all__ = ["SparseSources"]
 
@@ -71,9 +72,8 @@ class SparseSources:
 
     def field_power(self, sources):
         """Power of the whitened fields of some sources, summed over samples: (n,)."""
-        field = np.asarray(self.field.lead_field, float)[:, sources]
-        fields = np.einsum("mnd,ndt->nmt", field, self._components[sources], optimize=True)
-        return np.sum(fields**2, axis=(1, 2))
+        field = self.field.lead_field[:, sources]
+        return block_moments.field_power(field, self._components[sources])
 
     def sample(self, key, n_draws, sources=None):
         """Draws of whole courses given the variances: (n_draws, n_chosen, n_axes, n_times).
@@ -145,12 +145,9 @@ class SparseSources:
     @functools.cached_property
     def _strength_field(self):
         """Field of what has a variance: of the sources, or of patterns of them."""
-        field = np.asarray(self.field.lead_field, float)
         if self.moments.patterns is None:
-            return field
-        m, n_sources, d = field.shape
-        by_source = np.moveaxis(field, 1, 0).reshape(n_sources, m * d)
-        return np.moveaxis((self.moments.patterns.T @ by_source).reshape(-1, m, d), 0, 1)
+            return np.asarray(self.field.lead_field, float)
+        return pattern_fields(self.field.lead_field, self.moments.patterns)
 
     def _laws(self, component, data):
         moments = self.moments

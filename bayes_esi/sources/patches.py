@@ -19,7 +19,7 @@ from scipy.spatial.distance import cdist
 
 from ..core.checks import check_array, check_count, check_positive
 
-__all__ = ["evenly_spaced", "grow_parcels", "smooth_patterns"]
+__all__ = ["evenly_spaced", "grow_parcels", "pattern_fields", "smooth_patterns"]
 
 
 def evenly_spaced(source_pos, n_places):
@@ -77,6 +77,19 @@ def grow_parcels(neighbours, score, n_steps=3):
             labels[front] = n_parcels
         n_parcels += 1
     return labels
+
+
+def pattern_fields(lead_field, patterns):
+    """Fields of patterns of sources: (m, n_patterns, d).
+
+    Parameters
+    ----------
+    lead_field : (m, n_sources, d) array
+    patterns : sparse (n_sources, n_patterns)
+    """
+    m, n_sources, d = lead_field.shape
+    by_source = np.moveaxis(np.asarray(lead_field, float), 1, 0).reshape(n_sources, m * d)
+    return np.moveaxis((patterns.T @ by_source).reshape(-1, m, d), 0, 1)
 
 
 def smooth_patterns(neighbours, centres, smoothness=0.6, reach=8):

@@ -10,9 +10,9 @@ __all__ = ["QUANTITIES", "at_sample", "lower_end", "norm_of", "rows_of", "sample
 
 QUANTITIES = ("mean", "std", "ratio", *STATISTICS)
 _NAMES = {
-    "mean": ("posterior mean", "nA·m"),
-    "std": ("posterior std", "nA·m"),
-    "ratio": ("posterior mean / std", ""),
+    "mean": ("{mean}", "nA·m"),
+    "std": ("{std}", "nA·m"),
+    "ratio": ("{mean} / std", ""),
     "dSPM": ("dSPM", ""),
     "sLORETA": ("sLORETA", ""),
     "eLORETA": ("eLORETA", "nA·m"),
@@ -78,9 +78,7 @@ def at_sample(posterior, quantity, sample):
             std = 1e9 * np.linalg.norm(posterior.std[:, :, sample], axis=1)
             values = np.divide(values, std, out=np.zeros_like(values), where=std > 0)
     name, unit = _NAMES[quantity]
-    for told in ("mean", "std"):
-        name = name.replace(f"posterior {told}", posterior.names[told])
-    label = f"{name}\nat {1e3 * posterior.problem.times[sample]:z.0f} ms"
+    label = f"{name.format(**posterior.names)}\nat {1e3 * posterior.problem.times[sample]:z.0f} ms"
     return values, f"{label} ({unit})" if unit else label
 
 
