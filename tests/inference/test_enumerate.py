@@ -184,7 +184,8 @@ def test_two_noise_groups_equal_a_dense_grid():
     compare(result, summarise(sets, log_joint, problem.n_sources, 1), 1e-4)
 
 
-@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [1, 2])
 def test_draws_follow_the_posterior(groups):
     problem = make_problem(7, n_sources=6, amplitude=0.25, groups=groups)
     model = StaticDipoles(n_dipoles=1.0, max_dipoles=2 if groups == 1 else 1)

@@ -64,15 +64,9 @@ def chi_square(observed, expected):
     return stats.chisquare(observed[used], expected[used]).pvalue
 
 
-@pytest.mark.parametrize(
-    ("has_weights", "n_candidates"),
-    [
-        (False, 0),
-        pytest.param(False, 6, marks=pytest.mark.slow),
-        pytest.param(True, 0, marks=pytest.mark.slow),
-        pytest.param(True, 6, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("n_candidates", [0, 6])
+@pytest.mark.parametrize("has_weights", [False, True])
 def test_sweeps_leave_the_prior_invariant(n_candidates, has_weights):
     n_sources, rate, max_dipoles = 12, 1.3, 4
     weights = np.linspace(0.2, 2, n_sources) if has_weights else np.ones(n_sources)

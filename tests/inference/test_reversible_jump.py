@@ -160,6 +160,7 @@ def test_a_killed_run_resumes_with_the_same_bits(tmp_path, n_saves):
     assert len(whole[0].places) == 50 * 16
 
 
+@pytest.mark.slow
 def test_the_ladder_reaches_from_reference_to_posterior():
     name, short = "correlated, known scales", {"n_samples": 50, "n_burn_in": 30}
     _, log_evidence, trace, _ = sample(name, "reversible_jump", 0, 1, **short)

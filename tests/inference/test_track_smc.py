@@ -98,6 +98,7 @@ def test_evidence_with_an_unknown_scale_is_that_of_a_grid():
     assert abs(posterior.log_evidence - exact) < max(4 * posterior.log_evidence_std, 0.1)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_bit(tmp_path, monkeypatch):
     *_, target = target_of("two")
     short = {"n_particles": 20, "n_moves": 3, "max_rounds": 1, "n_kept": 2}
