@@ -107,12 +107,15 @@ def run(key, likelihood, hyper, optimum, *, n_chains, n_warmup, n_samples, progr
 
 
 def split_r_hat(draws):
-    """Split R-hat of (n_chains, n_samples, ...) draws."""
+    """Split R-hat of (n_chains, n_samples, ...) draws; of those that never move, 1 or infinite."""
     n = draws.shape[1] // 2
     halves = np.concatenate([draws[:, :n], draws[:, n : 2 * n]])
     within = halves.var(axis=1, ddof=1).mean(axis=0)
-    between = n * halves.mean(axis=1).var(axis=0, ddof=1)
-    return np.sqrt(((n - 1) / n * within + between / n) / within)
+    between = halves.mean(axis=1).var(axis=0, ddof=1)
+    is_still = within == 0
+    ratio = between / np.where(is_still, 1.0, within)
+    still = np.where(between > 0, np.inf, 1.0)
+    return np.where(is_still, still, np.sqrt((n - 1) / n + ratio))
 
 
 def _coordinates(name, law, transform, optimum):

@@ -1,6 +1,6 @@
 """Few active sources: a prior on the strength of each source as a whole.
 
-    p(X) ~ exp(-alpha sum_j w_j |X_j|),    data = lead_field X + N(0, noise_cov)
+    p(X) ~ exp(-alpha sum_j w_j |X_j|),    data = lead_field X + N(0, noise_std^2 noise_cov)
 
 |X_j| is the Frobenius norm over the components and samples of source j. Most sources of the most
 probable X are zero. The prior is a mixture of Gaussians, X_j | tau_j ~ N(0, tau_j I) with
@@ -18,7 +18,14 @@ from ..core.checks import check_array, check_choice, check_positive
 from ..sources.depth import depth_weights
 from .orientation import check_loose
 
-__all__ = ["CHOICES", "GroupSparseSources", "check_depth", "depth_scale", "penalty_weights"]
+__all__ = [
+    "CHOICES",
+    "GroupSparseSources",
+    "check_depth",
+    "check_noise",
+    "depth_scale",
+    "penalty_weights",
+]
 
 CHOICES = ("sure", "cross_validation", "evidence")
 
@@ -40,6 +47,9 @@ class GroupSparseSources:
         MNE's default. They multiply `weights`.
     loose : float
         Variance of tangential moments relative to normal ones: 1 free, 0 fixed to the normals.
+    noise_std : float, optional
+        Noise level relative to the given noise covariance: what "sure" and "evidence" and all
+        deviations believe. None: found with Gaussian sources.
 
     Raises
     ------
@@ -52,6 +62,7 @@ class GroupSparseSources:
     weights: object = None
     depth: float = 0.0
     loose: float = 1.0
+    noise_std: float | None = 1.0
 
     def __post_init__(self):
         if isinstance(self.alpha, str):
@@ -68,6 +79,13 @@ class GroupSparseSources:
             object.__setattr__(self, "weights", weights)
         check_depth(self.depth)
         check_loose(self.loose)
+        check_noise(self.noise_std)
+
+
+def check_noise(noise_std):
+    """Refuse a noise level that is not positive; None is unknown."""
+    if noise_std is not None:
+        check_positive("noise_std", noise_std, remedy="None stands for unknown.")
 
 
 def check_depth(depth):
