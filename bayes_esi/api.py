@@ -83,7 +83,7 @@ def infer(
         ("evidence", "gcv" or "l_curve"), `missing` (bool, by sample or channel and sample),
         `n_chains`, `n_warmup`, `n_samples`; see `bayes_esi.inference.source_inference.OPTIONS`. Of
         sparse sources: `debias`, `tol`, `max_steps` and others, see
-        `bayes_esi.inference.sparse_inference.OPTIONS`.
+        `bayes_esi.inference.sparse_inference.OPTIONS`, `hierarchical_inference.OPTIONS`.
 
     Returns
     -------

@@ -30,8 +30,8 @@ MODELS = {
     ),
     "gaussian": (*_SOURCES, "regularisation"),
     "autoregressive": (*_SOURCES, "coefficient", "kernel", "time_scale"),
-    "group-sparse": ("alpha", "depth", "loose"),
-    "hierarchical": ("noise_std", "depth", "loose"),
+    "group-sparse": ("alpha", "noise_std", "depth", "loose"),
+    "hierarchical": ("noise_std", "depth", "loose", "inclusion_prob"),
 }
 # Options of the method rather than of the model: their names there.
 _METHOD = {"particles": "n_particles", "runs": "n_runs", "regularisation": "regularisation"}
@@ -224,6 +224,11 @@ def _add_localize(localize):
         type=strength,
         help="share of the strength that silences all, or 'sure' (default), 'cross_validation', "
         "'evidence'; group-sparse",
+    )
+    sparse.add_argument(
+        "--inclusion-prob",
+        type=float,
+        help="that a source is active; hierarchical with --method gibbs; default: inferred",
     )
 
 

@@ -282,7 +282,7 @@ def test_options_reach_the_model(
         ("gaussian", ("--lambda2", "0.1", "--source-std", "1e-9"), "lambda2 and source_std"),
         ("gaussian", ("--alpha", "0.3"), "--alpha does not belong"),
         ("group-sparse", ("--alpha", "aic"), "alpha must be one of"),
-        ("group-sparse", ("--noise-std", "2"), "--noise-std does not belong"),
+        ("group-sparse", ("--inclusion-prob", "0.1"), "--inclusion-prob does not belong"),
         ("hierarchical", ("--depth", "infer"), "depth must lie between 0 and 1"),
         ("autoregressive", ("--coefficient", "1.5"), "stationary"),
         ("autoregressive", ("--method", "smc"), "kalman_smoother"),

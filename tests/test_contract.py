@@ -66,7 +66,7 @@ ALL = [
 ]
 # Chains, particles and simulated series compile for seconds.
 COSTLY = ("nuts", "em", "particle_smoother", "particle_filter", "particle_gibbs", "smc", "gibbs")
-NO_EVIDENCE = ("particle_gibbs", "gibbs", "minimum_current", "ias")
+NO_EVIDENCE = ("particle_gibbs", "gibbs", "minimum_current", "ias", "maximum_entropy")
 PAIRS = [
     pytest.param(
         *pair,

@@ -76,8 +76,9 @@ class Status(enum.Enum):
         "the data",
     )
     TOO_MANY_DIPOLES = (
-        "more than 5 % of the posterior sits at max_dipoles, so the truncation shapes the answer",
-        "raise max_dipoles (and n_tracks, if it was given), or check the noise covariance: noise "
+        "more than 5 % of the posterior sits at max_dipoles (max_active of sparse sources), so the "
+        "truncation shapes the answer",
+        "raise it (and n_tracks, if it was given), or check the noise covariance: noise "
         "that is underestimated is explained by extra dipoles",
     )
 

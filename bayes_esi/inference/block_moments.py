@@ -90,8 +90,10 @@ def condition_each(data, lead_field, source_var, noise_var, coefficient=0.0):
 
     Parameters
     ----------
+    data : (m, n_times) or (m, n_times, n_sets) array
+        Whitened; of several sets of data the law of each sample is that of all.
     source_var : (1 or n_times, n_sources) or (1 or n_times, n_sources, d, d) array
-    data, lead_field, noise_var, coefficient
+    lead_field, noise_var, coefficient
         As in `condition`.
 
     Yields
@@ -103,7 +105,7 @@ def condition_each(data, lead_field, source_var, noise_var, coefficient=0.0):
         yield condition(data, lead_field, source_var[0], noise_var, coefficient)
         return
     for t, own in enumerate(source_var):
-        yield condition(data[:, t : t + 1], lead_field, own, noise_var)
+        yield condition(data[:, t].reshape(len(data), -1), lead_field, own, noise_var)
 
 
 def over_patterns(moments, patterns):

@@ -34,7 +34,7 @@ from jax import lax
 from ..core.checks import check_array, check_count, check_positive
 from ..core.types import Array, Bool, Float, Int
 
-__all__ = ["MaximumEntropy", "dual", "reference_law", "run"]
+__all__ = ["MaximumEntropy", "dual", "reference_law", "run", "score"]
 
 # Samples that are solved side by side, and halvings of a step that are tried.
 _BATCH = 32
@@ -176,14 +176,9 @@ def reference_law(data, lead_field, labels, noise_var=1.0):
     probability : (n_parcels,) array
     source_var : (n_sources,) array
     """
-    m, n_sources, d = lead_field.shape
-    labels, n_parcels = _check_labels(labels, n_sources)
-    flat = np.asarray(lead_field, np.float64).reshape(m, -1)
-    gram = flat @ flat.T
-    power = np.mean(np.sum(np.square(data, dtype=np.float64), axis=0))
-    signal = max(power - m * noise_var, 0.1 * m * noise_var)
-    weights = np.linalg.solve(gram * (signal / np.trace(gram)) + noise_var * np.eye(m), data)
-    estimate = (flat.T @ weights).reshape(n_sources, d, -1)
+    labels, n_parcels = _check_labels(labels, lead_field.shape[1])
+    n_sources = len(labels)
+    estimate, _, signal = _minimum_norm(data, lead_field, noise_var)
     size = np.sqrt(np.mean(estimate**2, axis=(1, 2)))
     seen = size * np.linalg.norm(lead_field, axis=(0, 2))
     probability, source_var = np.zeros(n_parcels), np.zeros(n_sources)
@@ -196,6 +191,41 @@ def reference_law(data, lead_field, labels, noise_var=1.0):
     expected = np.where(labels >= 0, probability[labels], 0) * source_var
     expected = np.sum(expected * np.sum(np.square(lead_field, dtype=np.float64), axis=(0, 2)))
     return probability, source_var * (signal / expected if expected > 0 else 1)
+
+
+def score(data, lead_field, noise_var=1.0):
+    """Size of the standardised minimum norm of each source, from which parcels grow.
+
+    Parameters
+    ----------
+    data : (m, n_times) array
+    lead_field : (m, n_sources, d) array
+    noise_var : float
+
+    Returns
+    -------
+    (n_sources,) array
+        sLORETA: a single source without noise has the highest.
+    """
+    data = check_array("data", data, shape=(len(lead_field), "n_times"))
+    estimate, resolution, _ = _minimum_norm(data, lead_field, noise_var)
+    floor = np.finfo(float).eps * np.trace(resolution, axis1=1, axis2=2)
+    resolution = resolution + floor[:, None, None] * np.eye(resolution.shape[1])
+    standard = np.linalg.solve(resolution, estimate)
+    return np.sqrt(np.mean(np.sum(estimate * standard, axis=1), axis=1))
+
+
+def _minimum_norm(data, lead_field, noise_var):
+    """Estimate, blocks of its resolution, and power of the signal, by the power of the data."""
+    m, n_sources, d = lead_field.shape
+    flat = np.asarray(lead_field, np.float64).reshape(m, -1)
+    gram = flat @ flat.T
+    power = np.mean(np.sum(np.square(data, dtype=np.float64), axis=0))
+    signal = max(power - m * noise_var, 0.1 * m * noise_var)
+    cov = gram * (signal / np.trace(gram)) + noise_var * np.eye(m)
+    estimate = (flat.T @ np.linalg.solve(cov, data)).reshape(n_sources, d, -1)
+    white = np.linalg.solve(np.linalg.cholesky(cov), flat).reshape(m, n_sources, d)
+    return estimate, np.einsum("mnd,mne->nde", white, white), signal
 
 
 def dual(xi: Float[Array, "m"], data: Float[Array, "m"], parcels: Parcels, noise_var):

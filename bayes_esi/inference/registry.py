@@ -18,7 +18,13 @@ METHODS = {
     AutoregressiveSources: ("kalman_smoother", "kalman_filter", "nuts"),
     CoupledSources: ("kalman_smoother", "kalman_filter", "em", "block_diagonal"),
     GroupSparseSources: ("mixed_norm", "irmxne", "minimum_current", "tf_mxne", "gibbs"),
-    HierarchicalSources: ("sparse_bayes", "ias", "multiple_sparse_priors"),
+    HierarchicalSources: (
+        "sparse_bayes",
+        "ias",
+        "multiple_sparse_priors",
+        "maximum_entropy",
+        "gibbs",
+    ),
     StaticDipoles: ("smc", "reversible_jump", "enumerate"),
     DynamicDipoles: ("particle_smoother", "particle_filter", "particle_gibbs", "smc"),
 }
@@ -29,7 +35,7 @@ _RUNNERS = {
     AutoregressiveSources: "source_inference",
     CoupledSources: "coupled_inference",
     GroupSparseSources: "sparse_inference",
-    HierarchicalSources: "sparse_inference",
+    HierarchicalSources: "hierarchical_inference",
     StaticDipoles: "dipole_inference",
     DynamicDipoles: "track_inference",
 }

@@ -16,7 +16,7 @@ from ..core.status import Status
 from ..inference.coupled_kalman import CoupledMoments
 from ..inference.regularisation import RegularisationCurve
 from ..inference.separable import SeparableMoments
-from ..inference.sparse_inference import SparseMoments
+from ..inference.sparse_moments import SparseMoments
 from ..models.autoregressive import AutoregressiveSources
 from ..models.coupled import CoupledSources
 from ..models.dynamic_dipoles import DynamicDipoles

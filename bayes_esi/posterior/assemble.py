@@ -4,7 +4,7 @@ import numpy as np
 
 from ..inference.coupled_inference import CoupledResult
 from ..inference.dipole_inference import Result
-from ..inference.sparse_inference import SparseResult
+from ..inference.sparse_moments import SparseResult
 from ..inference.track_inference import TrackResult
 from .dipoles import DipoleDraws, DipolePosterior
 from .sources import SourcePosterior

@@ -4,7 +4,8 @@ The estimate comes with the Gaussian around it under the variances that the meth
 (`inference.sparse_inference`). Its deviations and draws do not know that other sources might be
 active instead: inside the support they are too small, outside of it they are zero. They measure
 how well the data fix the amplitudes of this support, not whether it is the right one. `gibbs` draws
-the variances as well, and its deviations are those of the posterior.
+the variances as well, and its deviations are those of the posterior; that of hierarchical sources
+draws which are active, and knows how probable that is of each.
 """
 
 import dataclasses
@@ -14,13 +15,22 @@ import numpy as np
 
 from ..core import ports
 from ..core.checks import check_choice, check_count
-from ..inference.sparse_inference import MODES
 from .sources import SourcePosterior
 from .sparse_sources import SparseSources
 
 __all__ = ["SparsePosterior"]
 
+# Distance in m within which neighbours are told to share a probability.
+NEARBY = 0.01
 _CONDITION = "given the active sources and their variances"
+# What methods end in that look for a most probable point, and what the others do.
+_MODES = ("mixed_norm", "irmxne", "minimum_current", "tf_mxne", "ias")
+ENDS = {
+    "sparse_bayes": "variances of largest evidence",
+    "multiple_sparse_priors": "variances of largest free energy",
+    "maximum_entropy": "law nearest to its reference",
+    "gibbs": "draws of variances",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +51,7 @@ class SparsePosterior(SourcePosterior):
         sources, by Laplace's method in their variances; a lower bound of the evidence. Of
         `sparse_bayes`: at the variances of largest evidence, an upper one. Of
         `multiple_sparse_priors`: the free energy, integrated over variances by Laplace. NaN of
-        `minimum_current`, `ias` and `gibbs`, which have none.
+        `minimum_current`, `ias`, `maximum_entropy` and `gibbs`, which have none.
     certificate : dict of str to float
         Relative duality gap, residual of the stationarity conditions, last gain of the search in
         nats or R-hat, and its limit.
@@ -62,12 +72,12 @@ class SparsePosterior(SourcePosterior):
     @property
     def is_mode(self):
         """Whether `mean` is a most probable point and not an average."""
-        return self.method in MODES
+        return self.method in _MODES
 
     @property
     def is_sampled(self):
         """Whether variances were drawn, so that deviations are those of the posterior."""
-        return self.moments.exceedance is not None
+        return self.method == "gibbs"
 
     @property
     def names(self):
@@ -87,9 +97,10 @@ class SparsePosterior(SourcePosterior):
     def support(self):
         """Numbers of the active sources, increasing: (n_active,).
 
-        Of `ias` and `multiple_sparse_priors`, where sources are weak rather than zero: those whose
-        fields carry 99 % of the power of all. Of `gibbs`:
-        those whose `exceedance_probability` is a half or more.
+        Of `ias`, `multiple_sparse_priors` and `maximum_entropy`, where sources are weak rather than
+        zero: those whose fields carry 99 % of the power of all. Of `gibbs`: those whose
+        `exceedance_probability` is a half or more; of hierarchical sources those of the most
+        probable draw.
         """
         return self.moments.support
 
@@ -110,19 +121,55 @@ class SparsePosterior(SourcePosterior):
 
     @property
     def exceedance_probability(self):
-        """Probability that the field of each source exceeds the noise: (n_sources,). Of `gibbs`.
+        """Probability that the field of each source exceeds the noise: (n_sources,).
 
-        That is, |G_j X_j|^2 > rank(G_j) n_times in whitened units: more power than noise has in
-        its directions. It is not the probability that a source is needed: the law behind a mixed
-        norm has no zeros, and fields of neighbours may cancel.
+        Of `gibbs` of GroupSparseSources. That is, |G_j X_j|^2 > rank(G_j) n_times in whitened
+        units: more power than noise has in its directions. It is not the probability that a source
+        is needed: the law behind a mixed norm has no zeros, and fields of neighbours may cancel.
         """
-        if not self.is_sampled:
+        return self._drawn("exceedance", "GroupSparseSources")
+
+    @property
+    def inclusion_probability(self):
+        """Posterior probability that each source is active: (n_sources,).
+
+        Of `gibbs` of HierarchicalSources. Where fields of neighbours are alike it is shared among
+        them; `prob_in` says how probable it is that any of them is active.
+        """
+        return self._drawn("inclusion", "HierarchicalSources")
+
+    @property
+    def n_active_pmf(self):
+        """Posterior probability of each number of active sources: (max_active + 1,)."""
+        active = self._drawn("active", "HierarchicalSources")
+        number = np.sum(active >= 0, axis=1)
+        return np.bincount(number, minlength=active.shape[1] + 1) / len(active)
+
+    def prob_in(self, region):
+        """Posterior probability that at least one source of a region is active.
+
+        Parameters
+        ----------
+        region : (n_sources,) bool array, array of source numbers, or mne.Label
+        """
+        active = self._drawn("active", "HierarchicalSources")
+        # Empty slots are -1: the source added here, which is in no region.
+        inside = np.append(self.problem.mask(region), False)
+        return float(np.mean(np.any(inside[active], axis=1)))
+
+    def _prob_around(self, place):
+        pos = self.problem.source_pos
+        return self.prob_in(np.linalg.norm(pos - pos[place], axis=1) <= NEARBY)
+
+    def _drawn(self, name, model):
+        value = getattr(self.moments, name)
+        if value is None:
             raise ValueError(
-                f"{self.method} ends in one set of active sources and does not say how probable it "
-                "is; infer GroupSparseSources with method='gibbs', or StaticDipoles, whose "
-                "`intensity` is the expected number of dipoles at each place."
+                f"{self.method} of {type(self.model).__name__} does not say how probable it is "
+                f"that a source is active: infer {model} with method='gibbs', or StaticDipoles, "
+                "whose `intensity` is the expected number of dipoles at each place."
             )
-        return self.moments.exceedance
+        return value
 
     @functools.cached_property
     def peaks(self):
@@ -151,8 +198,12 @@ class SparsePosterior(SourcePosterior):
             the number of active sources and the certificate.
         """
         frame = super().summary(check_count("n_peaks", n_peaks))
-        if self.is_sampled and not frame.empty:
-            frame["exceedance_probability"] = self.moments.exceedance[frame["source"]]
+        places = frame["source"] if not frame.empty else []
+        if self.moments.exceedance is not None:
+            frame["exceedance_probability"] = self.moments.exceedance[places]
+        if self.moments.inclusion is not None:
+            frame["inclusion_probability"] = self.moments.inclusion[places]
+            frame[f"prob_within_{1e3 * NEARBY:.0f}mm"] = [self._prob_around(p) for p in places]
         frame.attrs |= {
             "deviations": "of the posterior" if self.is_sampled else _CONDITION,
             "is_mode": self.is_mode,
@@ -173,11 +224,11 @@ class SparsePosterior(SourcePosterior):
         return ports.perform(self, "to_mne", quantity)
 
     def __repr__(self):
-        kind = "most probable sources" if self.is_mode else "variances of largest evidence"
-        condition = f"; deviations {_CONDITION}"
-        if self.is_sampled:
-            kind, condition = "draws of variances", ""
-        what = "above the noise" if self.is_sampled else "active"
+        kind = "most probable sources" if self.is_mode else ENDS[self.method]
+        condition = "" if self.is_sampled else f"; deviations {_CONDITION}"
+        what = "active" if self.moments.exceedance is None else "above the noise"
+        if self.moments.inclusion is not None:
+            what = "active in the most probable draw"
         return (
             f"<SparsePosterior | {self.method}, {self.status.name}: {kind}, {len(self.support)} of "
             f"{self.problem.n_sources} {what}{condition}>"

@@ -16,6 +16,9 @@ from ..sources.patches import pattern_fields
 
 __all__ = ["SparseSources"]
 
+# Draws that share one factorisation.
+_TOGETHER = 16
+
 
 class SparseSources:
     """Answers of `SparseMoments` on a problem.
@@ -30,6 +33,10 @@ class SparseSources:
     def __init__(self, problem, model, moments):
         self.problem, self.moments = problem, moments
         self.field = orient(problem, model.loose)
+
+    @property
+    def _n_times(self):
+        return self.problem.n_times
 
     @property
     def unit(self):
@@ -83,8 +90,13 @@ class SparseSources:
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
         sources = np.arange(self.problem.n_sources) if sources is None else np.asarray(sources)
         shift = self._components - self._gaussian_mean if self._is_shifted else 0.0
-        components = rng.integers(len(self.moments.source_var), size=n_draws)
-        draws = np.array([(self._draw(rng, int(c)) + shift)[sources] for c in components])
+        components = np.sort(rng.integers(len(self.moments.source_var), size=n_draws))
+        draws = np.zeros((n_draws, len(sources), *self.field.lead_field.shape[2:], self._n_times))
+        for c in np.unique(components):
+            own = np.flatnonzero(components == c)
+            for some in np.split(own, np.arange(_TOGETHER, len(own), _TOGETHER)):
+                draws[some] = (self._draw(rng, c, len(some)) + shift)[:, sources]
+        draws = rng.permutation(draws)
         frames = self.field.own_frames[sources]
         return self.unit * np.einsum("nad,kndt->knat", frames, draws)
 
@@ -155,37 +167,53 @@ class SparseSources:
             np.asarray(data, float),
             self._strength_field,
             moments.source_var[component],
-            moments.noise_var,
+            moments.noise_var[component],
             moments.coefficient,
         )
         if moments.patterns is None:
             return laws
         return (block_moments.over_patterns(law, moments.patterns) for law in laws)
 
-    def _draw(self, rng, component):
+    def _draw(self, rng, component, n_draws):
+        """Draws under one set of variances: (n_draws, n_sources, d, n_times)."""
         moments, field = self.moments, self._strength_field
         laws = moments.source_var[component]
-        n_times = self.problem.n_times
-        white = rng.standard_normal((*field.shape[1:], n_times))
+        white = rng.standard_normal((n_draws, *field.shape[1:], self._n_times))
         if moments.coefficient:
-            lags = np.abs(np.subtract.outer(*[np.arange(n_times)] * 2))
+            lags = np.abs(np.subtract.outer(*[np.arange(self._n_times)] * 2))
             white = white @ np.linalg.cholesky(moments.coefficient**lags).T
         drawn = np.concatenate(
             [
-                _scaled(own, white if len(laws) == 1 else white[:, :, t : t + 1])
+                _scaled(own, white if len(laws) == 1 else white[..., t : t + 1])
                 for t, own in enumerate(laws)
             ],
-            axis=2,
+            axis=3,
         )
-        noise = np.sqrt(moments.noise_var)[:, None] * rng.standard_normal(self.problem.data.shape)
-        rest = self.problem.data - np.tensordot(field, drawn, axes=2) - noise
+        noise = rng.standard_normal((len(field), n_draws, self._n_times))
+        noise = np.sqrt(moments.noise_var[component])[:, None, None] * noise
+        seen = np.einsum("mnd,kndt->mkt", field, drawn, optimize=True)
+        rest = self.problem.data[:, None] - seen - noise  # (m, n_draws, n_times)
         if moments.patterns is not None:
-            drawn = (moments.patterns @ drawn.reshape(len(drawn), -1)).reshape(-1, *drawn.shape[1:])
-        return drawn + self._mean(component, rest)
+            by_source = moments.patterns @ np.moveaxis(drawn, 0, 1).reshape(field.shape[1], -1)
+            shape = (-1, n_draws, field.shape[2], self._n_times)
+            drawn = np.moveaxis(by_source.reshape(shape), 1, 0)
+        return drawn + self._correction(component, rest)
+
+    def _correction(self, component, rest):
+        """Means given other data (m, n_draws, n_times): (n_draws, n_sources, d, n_times)."""
+        m, n_draws, n_times = rest.shape
+        if self.moments.coefficient:
+            return np.stack([self._mean(component, rest[:, i]) for i in range(n_draws)])
+        if len(self.moments.source_var[component]) == 1:
+            mean = self._mean(component, rest.reshape(m, -1))
+            return np.moveaxis(mean.reshape(*mean.shape[:2], n_draws, n_times), 2, 0)
+        # A law for each sample, which serves all draws of it.
+        laws = self._laws(component, np.moveaxis(rest, 1, 2))
+        return np.stack([np.moveaxis(block_moments.mean(law), 2, 0) for law in laws], axis=-1)
 
 
 def _scaled(variances, white):
-    """White numbers (n, d, n_times) with variances (n,) or covariances (n, d, d)."""
+    """White numbers (..., n, d, n_times) with variances (n,) or covariances (n, d, d)."""
     if variances.ndim == 1:
         return np.sqrt(variances)[:, None, None] * white
     values, vectors = np.linalg.eigh(variances)

@@ -2,11 +2,14 @@
 
 import numpy as np
 
+from ..posterior.sparse import ENDS, NEARBY
 from .source_text import residual_doubts, source_rows
 
 __all__ = ["doubts", "facts", "method", "remarks", "table"]
 
 
+# Probability below which a number of sources is not worth a word.
+_RARE = 0.005
 _PROOFS = {
     "gap": "duality gap",
     "gain": "last gain of the search in nats",
@@ -39,8 +42,15 @@ def facts(posterior):
             f"Noise     level {level:.3g} relative to noise_cov ({name}, {how})"
             for level, name in zip(hyper["noise_std"], problem.group_names, strict=True)
         ]
-    word = "Loud      " if posterior.is_sampled else "Active    "
-    lines.append(f"{word}{len(posterior.support)} of {problem.n_sources} sources")
+    count = f"{len(posterior.support)} of {problem.n_sources} sources"
+    if posterior.moments.exceedance is not None:
+        lines.append(f"Loud      {count}")
+    elif posterior.moments.inclusion is not None:
+        pmf = posterior.n_active_pmf
+        likely = ", ".join(f"{k} ({pmf[k]:.2f})" for k in np.argsort(-pmf)[:3] if pmf[k] >= _RARE)
+        lines += [f"Active    {count} in the most probable draw", f"Number    {likely}"]
+    else:
+        lines.append(f"Active    {count}")
     certificate = dict(posterior.certificate)
     limit = certificate.pop("limit")
     ((name, value),) = certificate.items()
@@ -51,11 +61,31 @@ def facts(posterior):
 def table(posterior):
     """The strongest active sources."""
     frame = posterior.summary()
-    return ["No source is active."] if frame.empty else source_rows(frame)
+    if frame.empty:
+        return ["No source is active."]
+    header, units, *rows = source_rows(frame)
+    if posterior.moments.inclusion is None:
+        return [header, units, *rows]
+    width = max(len(row) for row in rows)
+    near = f"prob_within_{1e3 * NEARBY:.0f}mm"
+    header = f"{header:<{width}}  P(active)  P(one near)"
+    pairs = zip(frame["inclusion_probability"], frame[near], strict=True)
+    rows = [
+        f"{row:<{width}}  {own:>9.2f}  {around:>11.2f}"
+        for row, (own, around) in zip(rows, pairs, strict=True)
+    ]
+    return [header, units, *rows]
 
 
 def remarks(posterior):
     """How to read the table."""
+    if posterior.moments.inclusion is not None:
+        return [
+            f"Listed are the sources of the most probable draw. A column says how probable it is "
+            f"that each is active, another that any source within {1e3 * NEARBY:.0f} mm is: read "
+            "the second where neighbours share one response. Moments and deviations are averages "
+            "over all draws, those where the source is silent among them."
+        ]
     if posterior.is_sampled:
         return [
             "Listed are sources whose fields exceed the noise with a probability of a half or "
@@ -65,7 +95,7 @@ def remarks(posterior):
     what = (
         "The moments are those of the most probable sources, not an average over what is possible"
         if posterior.is_mode
-        else "The moments are averages under the variances of largest evidence"
+        else f"The moments are averages under the {ENDS[posterior.method]}"
     )
     return [
         f"{what}. Deviations hold if these sources are the active ones: whether they are is not in "

@@ -8,7 +8,7 @@ from ..posterior.sources import STATISTICS
 
 __all__ = ["QUANTITIES", "at_sample", "lower_end", "norm_of", "rows_of", "sample_of"]
 
-QUANTITIES = ("mean", "std", "ratio", *STATISTICS)
+QUANTITIES = ("mean", "std", "ratio", "inclusion", *STATISTICS)
 _NAMES = {
     "mean": ("{mean}", "nA·m"),
     "std": ("{std}", "nA·m"),
@@ -67,6 +67,13 @@ def at_sample(posterior, quantity, sample):
         Moments in nA·m. Signed for one orientation, but for deviations.
     label : str
     """
+    if quantity == "inclusion":
+        if not hasattr(posterior, "inclusion_probability"):
+            raise ValueError(
+                f"quantity='inclusion' is of sparse sources; {posterior.method} of "
+                f"{type(posterior.model).__name__} has no sources that are silent."
+            )
+        return posterior.inclusion_probability, "probability of being active"
     if quantity in STATISTICS:
         values = posterior.statistic(quantity)[:, sample]
         values = 1e9 * values if quantity == "eLORETA" else values

@@ -24,7 +24,8 @@ def plot_map(posterior, *, axes=None, quantity="mean", time=None, sources=None):
     axes : sequence of Axes, optional
         Six for "mean", which has its standard deviation below it; else three.
     quantity : str
-        "mean", "std", "ratio" (mean over standard deviation), "dSPM", "sLORETA" or "eLORETA".
+        "mean", "std", "ratio" (mean over standard deviation), "dSPM", "sLORETA", "eLORETA", or of
+        draws of active sources "inclusion", the probability of being active in the whole window.
         Signed for one orientation, else magnitudes; deviations add squares over axes.
     time : float, optional
         In s; by default the peak of the source that stands out most.

@@ -153,6 +153,19 @@ def test_strong_data_and_single_precision():
     assert maximum_entropy._run._cache_size() == n_traced
 
 
+def test_the_score_is_highest_at_a_single_source():
+    """Standardised estimates of one source without noise have their peak there, at any depth."""
+    rng = np.random.default_rng(2)
+    field = rng.standard_normal((12, 20, 3)) * np.geomspace(0.05, 1, 20)[:, None]
+    for place in range(20):
+        data = field[:, place] @ rng.standard_normal((3, 4))
+        score = maximum_entropy.score(data, field, noise_var=1e-3 * np.mean(data**2))
+        assert score.shape == (20,) and np.argmax(score) == place
+    data[0, 0] = np.nan
+    with pytest.raises(ValueError, match="data"):
+        maximum_entropy.score(data, field)
+
+
 def test_refusals():
     data, field, labels = scene()
     for bad, word in (

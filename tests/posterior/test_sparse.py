@@ -83,6 +83,41 @@ def test_mixed_norm_is_that_of_arrays_with_weights_and_depth(problem):
     assert not np.array_equal(deep.mean, infer(be.GroupSparseSources(0.4), problem).mean)
 
 
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        (be.GroupSparseSources, "mixed_norm"),
+        (be.GroupSparseSources, "irmxne"),
+        (be.HierarchicalSources, "ias"),
+        (be.HierarchicalSources, "maximum_entropy"),
+    ],
+)
+def test_the_noise_level_is_found(kind, method):
+    """Noise twice as strong as said: found, and all is as if it had been said."""
+    problem = make_problem()
+    louder = dataclasses.replace(problem, data=2 * problem.data)
+    given = {"alpha": "sure"} if kind is be.GroupSparseSources else {}
+    options = {"eta": 0.5, "max_steps": 5000} if method == "ias" else {}
+    found = infer(kind(noise_std=None, **given), louder, method, **options)
+    level = found.hyper["noise_std"][0]
+    # 24 x 8 numbers, some lost to the sources.
+    assert level == pytest.approx(2.0, rel=0.25)
+    told = infer(kind(noise_std=float(level), **given), louder, method, **options)
+    np.testing.assert_allclose(told.mean, found.mean, rtol=1e-6, atol=1e-9 * found.mean.max())
+    np.testing.assert_array_equal(told.support, found.support)
+    assert f"noise_std {level:.3g}" in describe(found) or f"level {level:.3g}" in describe(found)
+    # Half the field and half the noise are the same recording.
+    scaled = dataclasses.replace(
+        louder, data=louder.data / level, lead_field=louder.lead_field / level
+    )
+    same = infer(kind(noise_std=1.0, **given), scaled, method, **options)
+    np.testing.assert_allclose(same.mean, told.mean, rtol=1e-5, atol=1e-7 * found.mean.max())
+    np.testing.assert_allclose(same.std, told.std, rtol=1e-5, atol=1e-7 * found.std.max())
+    if np.isfinite(told.log_evidence):
+        expected = same.log_evidence - louder.data.size * np.log(level)
+        assert told.log_evidence == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("choice", ["sure", "cross_validation", "evidence"])
 @pytest.mark.parametrize("method", ["mixed_norm", "irmxne"])
 def test_alpha_is_chosen(problem, method, choice):
@@ -113,7 +148,7 @@ def dense(problem, posterior):
         prior = np.zeros((3 * N, 3 * N))
         for j, block in enumerate(variances):
             prior[3 * j : 3 * j + 3, 3 * j : 3 * j + 3] = block
-    sigma = field @ prior @ field.T + np.diag(posterior.moments.noise_var)
+    sigma = field @ prior @ field.T + np.diag(posterior.moments.noise_var[0])
     gain = prior @ field.T @ np.linalg.inv(sigma)
     return gain @ problem.data, prior - gain @ field @ prior, sigma
 
@@ -146,10 +181,11 @@ def test_sparse_bayes_is_the_dense_gaussian_at_its_variances(problem, covariance
         (be.HierarchicalSources(), "sparse_bayes", {"coefficient": 0.7}),
         (be.HierarchicalSources(), "ias", {"is_shared": False}),
         (be.HierarchicalSources(), "multiple_sparse_priors", {"n_patches": 12, "reach": 2}),
+        (be.HierarchicalSources(), "maximum_entropy", {"parcel_steps": 1}),
         (be.GroupSparseSources(0.3), "mixed_norm", {}),
         (be.GroupSparseSources(0.3), "minimum_current", {}),
     ],
-    ids=["loose", "memory", "ias", "patches", "mixed norm", "current"],
+    ids=["loose", "memory", "ias", "patches", "entropy", "mixed norm", "current"],
 )
 def test_draws_have_the_moments(problem, model, method, options):
     posterior = infer(model, problem, method, throw=False, **options)
@@ -188,6 +224,32 @@ def test_patches_are_the_dense_gaussian_with_correlated_sources(problem):
     )
     assert np.isfinite(posterior.log_evidence)
     assert "last gain of the search in nats" in describe(posterior)
+
+
+def test_maximum_entropy_is_the_gaussian_of_its_shares(problem):
+    """Its mean is that under variances p_kt S_k; where all parcels are certain, minimum norm."""
+    posterior = infer(be.HierarchicalSources(depth=0.3), problem, "maximum_entropy", parcel_steps=1)
+    labels = posterior.sample_stats["parcel"]
+    share = posterior.sample_stats["share"]
+    assert share.shape == (labels.max() + 1, T) and np.all((share > 0) & (share < 1))
+    patterns = posterior.moments.patterns.toarray()
+    # Patterns stay inside their parcel.
+    assert not np.any(patterns[labels[:, None] != labels])
+    field = problem.lead_field.reshape(M, -1) / problem.moment_unit
+    wide = np.kron(patterns, np.eye(3))
+    for t in (0, 4):
+        variances = posterior.moments.source_var[0, t] * problem.moment_unit**2
+        prior = (wide * np.repeat(variances, 3)) @ wide.T
+        gain = prior @ field.T @ np.linalg.inv(field @ prior @ field.T + np.eye(M))
+        mean = gain @ problem.data[:, t]
+        found = posterior.mean[:, :, t].ravel()
+        # The dual is solved to 1e-8 of the data.
+        np.testing.assert_allclose(found, mean, atol=1e-6 * np.abs(mean).max())
+        std = np.sqrt(np.diag(prior - gain @ field @ prior))
+        np.testing.assert_allclose(posterior.std[:, :, t].ravel(), std, rtol=1e-5)
+    assert np.isnan(posterior.log_evidence) and not posterior.is_mode
+    assert "law nearest to its reference" in repr(posterior)
+    assert "averages under the law nearest to its reference" in describe(posterior)
 
 
 def test_ias_is_the_gaussian_at_its_variances(problem):
@@ -273,13 +335,85 @@ def test_chains_have_the_moments_of_their_draws_and_probabilities(tmp_path):
     assert tree["posterior"]["strength"].shape[:2] == (4, 2000)
 
 
+@pytest.fixture(scope="module")
+def drawn(problem):
+    model = be.HierarchicalSources(None)
+    return infer(model, problem, "gibbs", n_components=60, max_active=6)
+
+
+def test_draws_of_active_sources_tell_how_probable_they_are(problem, drawn):
+    assert drawn.status is Status.OK and drawn.is_sampled and not drawn.is_mode
+    probability, active = drawn.inclusion_probability, drawn.moments.active
+    assert active.shape == (1000, 6) and set(drawn.support) == {3, 11, 25}
+    assert np.all(probability[[3, 11, 25]] > 0.95) and np.all(probability <= 1)
+    pmf = drawn.n_active_pmf
+    assert pmf.shape == (7,) and pmf.sum() == pytest.approx(1) and pmf[:3].sum() < 0.05
+    assert pmf @ np.arange(7) == pytest.approx(probability.sum(), abs=0.1)
+    counted = [(active == j).any(axis=1).mean() for j in range(N)]
+    # 1,000 draws, whose neighbours are alike.
+    np.testing.assert_allclose(counted, probability, atol=0.05)
+    assert drawn.prob_in([3, 7]) == np.mean(np.isin(active, (3, 7)).any(axis=1))
+    assert drawn.prob_in(np.zeros(N, bool)) == 0
+    level = drawn.draws["noise_std"]
+    assert level.shape == (4, 250)
+    # M n_times values: a relative error of 1 / sqrt(2 x 192) and some of it lost to the sources.
+    assert drawn.hyper["noise_std"][0] == pytest.approx(1.0, abs=0.2)
+    frame = drawn.summary()
+    assert list(frame["inclusion_probability"]) == list(probability[frame["source"]])
+    assert np.all(frame["prob_within_10mm"] >= frame["inclusion_probability"] - 0.05)
+    text = describe(drawn)
+    assert "P(active)" in text and "Number    3 (" in text and "Deviations hold" not in text
+
+
+def test_moments_of_draws_are_those_of_the_mixture(problem, drawn):
+    means, covs = [], []
+    for i in range(60):
+        moments = drawn.moments._replace(
+            source_var=drawn.moments.source_var[i : i + 1],
+            noise_var=drawn.moments.noise_var[i : i + 1],
+        )
+        mean, cov, _ = dense(problem, dataclasses.replace(drawn, moments=moments))
+        means.append(mean)
+        covs.append(np.maximum(np.diag(cov), 0))
+    mean = np.mean(means, axis=0)
+    scale = np.abs(mean).max()
+    np.testing.assert_allclose(drawn.mean.reshape(3 * N, T), mean, atol=1e-9 * scale)
+    std = np.sqrt(np.mean(covs, axis=0)[:, None] + np.var(means, axis=0))
+    np.testing.assert_allclose(drawn.std.reshape(3 * N, T), std, atol=1e-6 * std.max())
+
+
+def test_files_of_draws(drawn, tmp_path):
+    drawn.save(tmp_path / "drawn.nc")
+    again = be.load(tmp_path / "drawn.nc")
+    np.testing.assert_array_equal(again.inclusion_probability, drawn.inclusion_probability)
+    np.testing.assert_array_equal(again.std, drawn.std)
+    assert repr(again) == repr(drawn) and again.model.inclusion_prob is None
+    tree = again.to_datatree(n_draws=3)
+    assert tree["posterior"]["n_active"].shape == (4, 250)
+    for kind in drawn.kinds:
+        drawn.plot(kind)
+    plt.close("all")
+    axes = drawn.plot("map", quantity="inclusion")
+    assert len(axes) == 3
+    plt.close("all")
+    with pytest.raises(ValueError, match="no sources that are silent"):
+        infer(be.GaussianSources(1e-9), drawn.problem).plot("map", quantity="inclusion")
+    assert len(drawn.to_mne("dipoles")) == 3
+
+
+def test_too_many_and_wandering_sources_are_told(problem):
+    with pytest.raises(be.InferenceError, match="TOO_MANY_DIPOLES"):
+        infer(be.HierarchicalSources(), problem, "gibbs", n_samples=30, max_active=3)
+
+
 def test_what_sparse_sources_do_not_have_is_refused(problem):
     norm = infer(be.GroupSparseSources(0.4), problem)
     for act in (norm.statistic, norm.resolution, norm.stream):
         with pytest.raises(ValueError, match="GroupSparseSources"):
             act()
-    with pytest.raises(ValueError, match="method='gibbs'"):
-        _ = norm.exceedance_probability
+    for name in ("exceedance_probability", "inclusion_probability", "n_active_pmf"):
+        with pytest.raises(ValueError, match="method='gibbs'"):
+            getattr(norm, name)
     ias = infer(be.HierarchicalSources(), problem, "ias")
     with pytest.raises(ValueError, match="ias.* computes none"):
         be.compare({"norm": norm, "ias": ias})
@@ -298,6 +432,8 @@ def test_what_sparse_sources_do_not_have_is_refused(problem):
         (lambda: be.GroupSparseSources(0.3, loose=-1), "loose"),
         (lambda: be.HierarchicalSources(noise_std=-1), "noise_std"),
         (lambda: be.HierarchicalSources(depth=None), "depth"),
+        (lambda: be.HierarchicalSources(inclusion_prob=1.5), "inclusion_prob"),
+        (lambda: be.HierarchicalSources(source_std=(2e-9, 1e-9)), "source_std"),
     ],
 )
 def test_bad_models_are_refused(make, text):
@@ -312,7 +448,7 @@ def test_bad_models_are_refused(make, text):
         (be.GroupSparseSources("sure"), "tf_mxne", {}, "give a fraction"),
         (be.GroupSparseSources(0.3), None, {"debias": "yes"}, "debias"),
         (be.GroupSparseSources(0.3), None, {"n_draws": 3}, "n_draws"),
-        (be.HierarchicalSources(None), "ias", {}, "noise_std=None"),
+        (be.HierarchicalSources(), "gibbs", {"n_chains": 1}, "n_chains"),
         (be.HierarchicalSources(), None, {"rule": "newton"}, "rule"),
         (be.HierarchicalSources(), None, {"coefficient": 1.0}, "coefficient"),
     ],
