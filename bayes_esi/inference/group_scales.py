@@ -178,7 +178,11 @@ def step(state: State, fixed: _Fixed) -> State:
     slope = 0.5 * alpha * weights**2 * (1 - ratio**2)
     # The further step first, then the plain one.
     forces = jnp.stack([alpha * weights**2 * ratio**2 * (ratio - 1), -slope])
-    moves = lax.map(lambda force: _newton(hessian, force, state.scales, ratio), forces)
+
+    def towards(force, share):
+        move = _newton(hessian, force, state.scales, ratio)
+        return jnp.maximum(state.scales + share * move, 0)
+
     rounding = 4 * jnp.finfo(state.value.dtype).eps * jnp.abs(state.value)
 
     def is_enough(trial):
@@ -190,7 +194,7 @@ def step(state: State, fixed: _Fixed) -> State:
         share = jnp.asarray(_SHARES, state.value.dtype)[i]
         scales = lax.cond(
             i < _N_TRIALS,
-            lambda: jnp.maximum(state.scales + share * moves[jnp.minimum(i, 1)], 0),
+            lambda: towards(forces[jnp.minimum(i, 1)], share),
             lambda: _sweep(state, fixed),
         )
         return i + 1, init(scales, fixed)
@@ -224,10 +228,8 @@ def _newton(hessian, force, scales, ratio):
         right = jnp.where(is_free, (force - hessian @ leave) / root, 0)
         system = jnp.where(is_free[:, None] & is_free, scaled, 0)
         system = system + jnp.diag(jnp.where(is_free, ridge, 1).astype(hessian.dtype))
-        identity = jnp.eye(k, dtype=hessian.dtype)
-        factor = jnp.linalg.cholesky(system)
-        factor = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
-        return jnp.where(is_free, (factor.T @ (factor @ right)) / root, leave)
+        factor = jnp.linalg.cholesky(system), True
+        return jnp.where(is_free, jax.scipy.linalg.cho_solve(factor, right) / root, leave)
 
     def negative(is_free, move):
         return is_free & (scales + move < 0)

@@ -72,6 +72,8 @@ _ROOM = 8  # at least, beside the active sources
 # Candidates: sizes double from the first; up to the second, all that violate their constraint.
 _CANDIDATES = (256, 1024)
 _NEWTON_STEPS = 100
+# Of a scale, that is left where the path seems to lead to zero.
+_LEAST_SHARE = 0.1
 # Gap on a working set, as a share of the gap that is asked for, and of the gap on all sources.
 _INNER_SHARE, _OUTER_SHARE = 0.1, 0.01
 _FLOAT32_TOL = 2e-5  # what single precision can certify
@@ -161,9 +163,11 @@ def run_path(data, lead_field, alphas, weights=None, *, tol=1e-6, max_steps=100)
     max_steps = check_count("max_steps", max_steps)
     problem = prepare(data, lead_field, weights)
     state = init(problem)
-    found = []
-    for alpha in alphas:
-        state, result = solve(problem, alpha, state, tol=tol, max_steps=max_steps)
+    found, scales = [], []
+    for i, alpha in enumerate(alphas):
+        scales.append(state.scales)
+        start = state._replace(scales=_ahead(scales, alphas, i))
+        state, result = solve(problem, alpha, start, tol=tol, max_steps=max_steps)
         if problem.field.dtype == np.float32:
             objective, gap = certify(
                 data, lead_field, alpha, result.support, result.sources, weights
@@ -172,6 +176,20 @@ def run_path(data, lead_field, alphas, weights=None, *, tol=1e-6, max_steps=100)
             result = result._replace(objective=objective, gap=gap, is_converged=is_converged)
         found.append(result)
     return found
+
+
+def _ahead(scales, alphas, i):
+    """Scales to start from: those of the last alpha, moved on as they moved from the one before.
+
+    Sources may come close to zero, but whether they get there is found by the steps.
+    """
+    last = scales[i]
+    if i < 2 or alphas[i - 1] == alphas[i - 2]:
+        return last
+    share = np.log(alphas[i] / alphas[i - 1]) / np.log(alphas[i - 1] / alphas[i - 2])
+    moved = last + share * (last - scales[i - 1])
+    is_old = (last > 0) & (scales[i - 1] > 0)
+    return np.where(is_old, np.clip(moved, _LEAST_SHARE * last, last / _LEAST_SHARE), last)
 
 
 def alpha_max(data, lead_field, weights=None):
