@@ -79,11 +79,11 @@ def main():
     print(f"N100m of both sides between 70 and 120 ms in all seeds: {_is_held(rows)}")
 
 
-def problem(data_dir):
+def problem(data_dir, tmin=0.0, tmax=0.305):
     """The response as the methods see it."""
     evoked, forward, noise_cov = sample_problem(data_dir, baseline=(None, 0.0))
     evoked.filter(None, LOW_PASS, verbose="ERROR").decimate(DECIMATION, verbose="ERROR")
-    return be.from_mne(evoked, forward, noise_cov, tmin=0.0, tmax=0.305)
+    return be.from_mne(evoked, forward, noise_cov, tmin=tmin, tmax=tmax)
 
 
 def model():

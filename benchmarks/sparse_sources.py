@@ -10,6 +10,7 @@ DIR is the folder that holds `sample/`. The left auditory response, MEG, 4,157 f
   solver on the same arrays, asked for its default gap (2e-4 on our scale) and for ours, and
   against `mixed_norm` of MNE as users call it;
 - `sure`: fifteen alphas and the choice among them, against MNE's `mixed_norm(alpha="sure")`;
+- `sparse_bayes`: one variance a source and noise of known level, against MNE's `gamma_map`;
 - `fixed`: one orientation a source, against celer (multi-task lasso) and skglm at the same gap;
 - `minimum_current`: one problem a sample, against celer's group lasso, sample by sample;
 - `irmxne`, `tf_mxne`: against MNE's solvers on the same arrays.
@@ -32,7 +33,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from machine import describe_machine, peak_memory_mib
 
-PARTS = ("mixed_norm", "sure", "fixed", "minimum_current", "irmxne", "tf_mxne")
+PARTS = ("mixed_norm", "sure", "sparse_bayes", "fixed", "minimum_current", "irmxne", "tf_mxne")
 WINDOW = (0.045, 0.135)
 TOL = 1e-6
 N_SAMPLES = 5  # of the minimum current estimate: neighbours in time, at the peak
@@ -205,6 +206,29 @@ def _sure(options):
     result["n_active"] = found["ours"].found.support.size
     if not options.no_peer:
         result["mne_n_active"] = len(found["mne"])
+        result["ratio"] = timings["mne_s"] / timings["ours_s"]
+    return result
+
+
+def _sparse_bayes(options):
+    import mne
+
+    from bayes_esi.inference import sparse_bayes
+
+    data, field, call = _recording(options)
+    acts = {"ours": lambda: sparse_bayes.run(data, field)}
+    if not options.no_peer:
+        own = {name: value for name, value in call.items() if name != "debias"}
+        # The variance of the noise, in units of the noise of one trial.
+        level = 1 / call["evoked"].nave
+        acts["mne"] = lambda: mne.inverse_sparse.gamma_map(alpha=level, **own), 0
+    timings, found = _in_turns(acts, options.repeats)
+    ours = found["ours"]
+    result = _sizes(data, field) | timings
+    result |= {"n_active": int((ours.source_var > 0).sum()), "residual": ours.residual}
+    result |= {"log_evidence": ours.log_evidence, "is_converged": bool(ours.is_converged)}
+    if not options.no_peer:
+        result |= {"mne_n_active": len(found["mne"])}
         result["ratio"] = timings["mne_s"] / timings["ours_s"]
     return result
 
@@ -384,6 +408,7 @@ def _text(value):
 _RUNS = {
     "mixed_norm": _mixed_norm,
     "sure": _sure,
+    "sparse_bayes": _sparse_bayes,
     "fixed": _fixed,
     "minimum_current": _minimum_current,
     "irmxne": _irmxne,
