@@ -93,3 +93,65 @@ def test_dipoles_in_time_are_those_of_the_kept_results():
         lowest = min(test["p_value"] for test in result["statistics"].values())
         assert f"{lowest:.2g} for" in readme.replace("\n", " ")
         assert f"`{method}` ({result['replications']}" in readme
+
+
+def test_sparse_sources_are_those_of_the_kept_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    results = ROOT / "benchmarks/results"
+    speed = json.loads((results / "sparse_sources_cpu_float64.json").read_text("utf-8"))
+    norm, sure, bayes = speed["mixed_norm"], speed["sure"], speed["sparse_bayes"]
+    first, second, third = (f"{norm[f'{p}_mne_ratio']:.1f}" for p in (60, 40, 20))
+    assert f"the mixed norm {first}, {second} and {third} times as fast" in readme
+    assert max(norm[f"{p}_gap"] for p in (60, 40, 20)) < 1e-8
+    assert f"({norm['20_ours_s']:.2f} s at 20 %)" in readme
+    times = f"{sure['ours_s']:.2f} s against {sure['mne_s']:.1f} s, {sure['ratio']:.0f} times"
+    assert f"SURE {times}" in readme
+    times = f"{bayes['ours_s']:.1f} s against {bayes['mne_s']:.0f} s, {bayes['ratio']:.0f} times"
+    assert f"Bayes {times}" in readme
+    assert f"irMxNE {speed['irmxne']['ratio']:.0f} times" in readme
+    both = [f"{speed['tf_mxne'][f'{p}_ratio']:.1f}" for p in (40, 20)]
+    assert f"TF-MxNE {both[0]} and {both[1]} times" in readme
+    for name in ("celer", "skglm"):
+        ratios = sorted(speed["fixed"][f"{p}_{name}_ratio"] for p in (60, 40, 20))
+        assert f"{ratios[0]:.1f} to {ratios[-1]:.1f} times" in readme
+
+    found = json.loads((results / "auditory_sparse.json").read_text("utf-8"))["methods"]
+    own = {row["method"]: row for row in found if row["noise"] == "found"}
+    assert own["mixed_norm"]["distance_mm"] == own["irmxne"]["distance_mm"] == 1.3
+    for method, name in (
+        ("irmxne", "alpha by SURE"),
+        ("sparse_bayes", "sparse Bayes"),
+        ("multiple_sparse_priors", "multiple sparse priors"),
+        ("maximum_entropy", "maximum entropy"),
+        ("ias", "IAS"),
+    ):
+        assert f"{name} {own[method]['distance_mm']:.1f} mm" in readme
+        assert own[method]["is_within_limit"] == (method != "ias")
+    both = [f"{own['gibbs'][f'probability_{side}']:.2f}" for side in ("left", "right")]
+    assert f"with probability {both[0]} and {both[1]}" in readme and own["gibbs"]["n_active"] == 3
+    given = {row["method"]: row["distance_mm"] for row in found if row["noise"] == "as given"}
+    far = [given[m] for m in ("mixed_norm", "irmxne", "ias", "multiple_sparse_priors")]
+    far.append(given["maximum_entropy"])
+    assert f"{min(far):.0f} to {max(far):.0f} mm away" in readme
+
+    heads = json.loads((results / "calibration_sparse.json").read_text("utf-8"))["heads"]
+    held = {
+        head: {m: told["coverage"] for m, told in both["intervals"].items()}
+        for head, both in heads.items()
+    }
+    shares = [f"{100 * held['own']['gibbs'][level]:.0f} %" for level in ("0.5", "0.9")]
+    assert f"in {shares[0]} and {shares[1]}" in readme
+    for method, text in (
+        ("sparse_bayes", "{} for sparse Bayes"),
+        ("maximum_entropy", "{} for maximum entropy"),
+        ("ias", "{} for IAS"),
+        ("irmxne", "{} for irMxNE"),
+        ("multiple_sparse_priors", "{} for multiple sparse priors"),
+        ("mixed_norm", "{} for the mixed norm"),
+    ):
+        share = f"{100 * held['own'][method]['0.9']:.0f} %"
+        assert text.format(share) in readme
+    certain = [heads[head]["inclusion"]["region"][-1]["came"] for head in ("own", "other")]
+    assert f"active in {100 * certain[0]:.1f} %" in readme
+    assert f"`gibbs` {100 * held['other']['gibbs']['0.9']:.0f} %" in readme
+    assert f"are active in {100 * certain[1]:.0f} %" in readme
