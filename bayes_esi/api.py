@@ -267,10 +267,15 @@ def _sources_to_mne(posterior, quantity):
 
 def _sparse_to_mne(posterior, quantity):
     from .io._mne_dipoles import sources_to_dipoles
+    from .io._mne_labels import sources_to_labels
 
-    if quantity != "dipoles":
-        return _sources_to_mne(posterior, quantity)
-    return sources_to_dipoles(posterior.problem, posterior.peaks, posterior.mean[posterior.peaks])
+    active = posterior.peaks
+    if quantity == "dipoles":
+        return sources_to_dipoles(posterior.problem, active, posterior.mean[active])
+    if quantity == "labels":
+        strength = np.linalg.norm(posterior.mean[active], axis=1).max(axis=1)
+        return sources_to_labels(posterior.problem, active, strength, "active")
+    return _sources_to_mne(posterior, quantity)
 
 
 def _map_to_mne(source_map, quantity):

@@ -51,6 +51,10 @@ OPTIONS = {
     "sparse_bayes": {
         "covariance": ("tied", lambda name, value: check_choice(name, value, ("tied", "full"))),
         "rule": ("convex_bound", lambda name, value: check_choice(name, value, RULES)),
+        "noise": (
+            "scalar",
+            lambda name, value: check_choice(name, value, ("scalar", "diagonal")),
+        ),
         "coefficient": (0.0, _check_coefficient),
         "tol": (1e-3, check_positive),
         "max_steps": (500, check_count),
@@ -146,7 +150,9 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
 
 def _sparse_bayes(model, problem, field, options):
     scale = depth_scale(model, problem)
-    found = sparse_bayes.run(problem.data, field * scale[:, None], **_noise(model), **options)
+    found = sparse_bayes.run(
+        problem.data, field * scale[:, None], **options | _noise(model, options["noise"])
+    )
     source_var = np.asarray(found.source_var, float)
     source_var = source_var * (scale**2).reshape(-1, *(1,) * (source_var.ndim - 1))
     support = np.flatnonzero(source_var if source_var.ndim == 1 else source_var.any(axis=(1, 2)))
@@ -158,7 +164,7 @@ def _sparse_bayes(model, problem, field, options):
         status = Status.SCALE_AT_BOUND
     return SparseResult(
         moments,
-        _hyper(problem, np.sqrt(found.noise_var[0])),
+        {"noise_std": _by_group(problem, found.noise_var)},
         {},
         {"cost": found.costs},
         {"residual": found.residual, "limit": options["tol"]},
@@ -341,12 +347,18 @@ def _spread(inclusion, neighbours):
     return float(np.max(np.ptp(inclusion + around, axis=0), initial=0.0))
 
 
+def _by_group(problem, noise_var):
+    """Root mean square noise level of the rows of each group: (n_groups,)."""
+    groups = np.arange(problem.n_groups)
+    return np.array([np.sqrt(np.mean(noise_var[problem.noise_group == g])) for g in groups])
+
+
 def _hyper(problem, level):
     return {"noise_std": np.full(problem.n_groups, level)}
 
 
-def _noise(model):
+def _noise(model, unknown="scalar"):
     """The noise as searches for variances take it."""
     if model.noise_std is None:
-        return {"noise": "scalar", "noise_std": 1.0}
+        return {"noise": unknown, "noise_std": 1.0}
     return {"noise": "known", "noise_std": model.noise_std}

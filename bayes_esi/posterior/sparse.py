@@ -218,9 +218,11 @@ class SparsePosterior(SourcePosterior):
         Parameters
         ----------
         quantity : str
-            "mean", "std" as source estimates, or "dipoles": an `mne.Dipole` for each active source.
+            "mean", "std" as source estimates; "dipoles": an `mne.Dipole` for each active source;
+            "labels": an `mne.Label` of the active sources of each hemisphere, whose values are
+            largest moments in A·m.
         """
-        check_choice("quantity", quantity, ("mean", "std", "dipoles"))
+        check_choice("quantity", quantity, ("mean", "std", "dipoles", "labels"))
         return ports.perform(self, "to_mne", quantity)
 
     def __repr__(self):

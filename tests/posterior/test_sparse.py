@@ -18,19 +18,19 @@ NORMS = ("mixed_norm", "irmxne", "minimum_current")
 KEY = jax.random.key(0)
 
 
-def make_problem(unit=1.0, n_orient=3, normals=True, seed=0):
+def make_problem(unit=1.0, n_orient=3, normals=True, seed=0, n_times=T):
     """Three active sources; `unit` multiplies what is measured."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3)[:N]
     field = rng.standard_normal((M, N, n_orient)) / STD
-    sources = np.zeros((N, n_orient, T))
-    sources[[3, 11, 25]] = 2 * STD * rng.standard_normal((3, n_orient, T))
-    data = np.tensordot(field, sources, axes=2) + rng.standard_normal((M, T))
+    sources = np.zeros((N, n_orient, n_times))
+    sources[[3, 11, 25]] = 2 * STD * rng.standard_normal((3, n_orient, n_times))
+    data = np.tensordot(field, sources, axes=2) + rng.standard_normal((M, n_times))
     directions = rng.standard_normal((N, 3))
     directions /= np.linalg.norm(directions, axis=1)[:, None]
     return be.Problem.from_arrays(
         unit * data, unit * field, 0.01 * grid, unit**2 * np.eye(M),
-        source_normals=directions if normals else None, times=np.arange(T) / 100,
+        source_normals=directions if normals else None, times=np.arange(n_times) / 100,
     )  # fmt: skip
 
 
@@ -202,6 +202,44 @@ def test_draws_have_the_moments(problem, model, method, options):
     along = posterior.answers.along(posterior.support, directions)
     np.testing.assert_allclose(along[0], mean[:, 1], atol=1e-9 * np.abs(mean).max())
     np.testing.assert_allclose(along[1], std[:, 1], atol=1e-6 * std.max())
+
+
+def test_each_row_may_have_a_noise_level_of_its_own():
+    """Twice the noise in half of the rows, of another group: seen by their levels."""
+    problem = make_problem(n_times=60)
+    rng = np.random.default_rng(5)
+    rows = np.arange(M) < M // 2
+    louder = problem.data + np.sqrt(3) * rows[:, None] * rng.standard_normal(problem.data.shape)
+    problem = dataclasses.replace(
+        problem, data=louder, noise_group=np.where(rows, 0, 1), group_names=("eeg", "meg")
+    )
+    model = be.HierarchicalSources(None)
+    posterior = infer(model, problem, noise="diagonal", throw=False)
+    level = posterior.hyper["noise_std"]
+    # 720 numbers a group, some of which the sources take.
+    np.testing.assert_allclose(level, (2.0, 1.0), rtol=0.15)
+    assert posterior.moments.noise_var.shape == (1, M)
+    common = infer(model, problem, throw=False)
+    assert len(set(common.hyper["noise_std"])) == 1
+    assert posterior.log_evidence > common.log_evidence
+
+
+def test_active_sources_on_surfaces_are_labels():
+    surface = make_problem()
+    block = (np.arange(N) >= N // 2).astype(int)
+    surface = dataclasses.replace(
+        surface, source_block=block, block_kinds=("lh", "rh"), source_vertices=3 * np.arange(N)
+    )
+    posterior = infer(be.GroupSparseSources(0.4), surface)
+    labels = posterior.to_mne("labels")
+    assert [label.hemi for label in labels] == ["lh", "rh"]
+    vertices = np.concatenate([label.vertices for label in labels])
+    np.testing.assert_array_equal(vertices, 3 * posterior.support)
+    strength = np.linalg.norm(posterior.mean[posterior.support], axis=1).max(axis=1)
+    np.testing.assert_allclose(np.concatenate([label.values for label in labels]), strength)
+    assert surface.mask(labels[0]).sum() == np.sum(posterior.support < N // 2)
+    with pytest.raises(ValueError, match="quantity='dipoles'"):
+        infer(be.GroupSparseSources(0.4), make_problem()).to_mne("labels")
 
 
 def test_patches_are_the_dense_gaussian_with_correlated_sources(problem):
