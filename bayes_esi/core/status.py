@@ -76,10 +76,10 @@ class Status(enum.Enum):
         "the data",
     )
     TOO_MANY_DIPOLES = (
-        "more than 5 % of the posterior sits at max_dipoles (max_active of sparse sources), so the "
-        "truncation shapes the answer",
-        "raise it (and n_tracks, if it was given), or check the noise covariance: noise "
-        "that is underestimated is explained by extra dipoles",
+        "more than 5 % of the posterior sits at the largest number of sources, so the truncation "
+        "shapes the answer",
+        "raise max_dipoles (and n_tracks, if it was given; of sparse sources max_active), or check "
+        "the noise covariance: noise that is underestimated is explained by extra dipoles",
     )
 
     @property

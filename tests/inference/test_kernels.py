@@ -98,7 +98,8 @@ def test_sweeps_leave_the_prior_invariant(n_candidates, has_weights):
         assert stats.kstest(values, "uniform", (low, high - low)).pvalue > P_VALUE
 
 
-@pytest.mark.parametrize("n_candidates", [pytest.param(0, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("n_candidates", [0, 4])
 def test_sweeps_leave_the_posterior_invariant(n_candidates):
     n_sources, max_dipoles = 8, 2
     problem = make_problem(n_sources, seed=3, amplitude=0.5)

@@ -128,6 +128,7 @@ def test_unknown_scales_have_the_law_of_a_grid():
     assert np.all((trace["acceptance"][:, is_used] >= 0) & (trace["acceptance"][:, is_used] <= 1))
 
 
+@pytest.mark.slow
 def test_a_run_is_repeatable_resumes_to_the_bit_and_compiles_once(tmp_path):
     problem, model, target = unknown_scales()
     short = {"n_samples": 30, "n_burn_in": 30, "n_thin": 2}

@@ -52,7 +52,7 @@ def enumerate_sets(data, field, grid, probability, max_active, noise_vars):
     ("d", "probability", "is_noise_known"),
     [
         (1, None, True),
-        (1, 0.2, True),
+        pytest.param(1, 0.2, True, marks=pytest.mark.slow),
         pytest.param(1, None, False, marks=pytest.mark.slow),
         pytest.param(3, 0.1, True, marks=pytest.mark.slow),
         pytest.param(2, None, False, marks=pytest.mark.slow),
@@ -90,7 +90,7 @@ def test_law_of_sets_is_that_of_all_sets(d, probability, is_noise_known):
         assert found.std() == pytest.approx(std, rel=0.1)
 
 
-@pytest.mark.parametrize("probability", [None, 0.3])
+@pytest.mark.parametrize("probability", [None, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_without_a_field_the_prior_stays(probability):
     data, field = toy(1)
     drawn = spike_slab.run(

@@ -177,6 +177,7 @@ def test_dipoles_that_fill_all_slots_are_told(posterior_of):
     assert posterior.n_dipoles_pmf[:, -1].max() > 0.05
 
 
+@pytest.mark.slow
 def test_runs_that_differ_are_told(toy):
     """Data far beyond the moments of the model: each run is caught by its own early births."""
     problem, model = toy

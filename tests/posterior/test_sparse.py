@@ -86,9 +86,9 @@ def test_mixed_norm_is_that_of_arrays_with_weights_and_depth(problem):
 @pytest.mark.parametrize(
     ("kind", "method"),
     [
-        (be.GroupSparseSources, "mixed_norm"),
+        pytest.param(be.GroupSparseSources, "mixed_norm", marks=pytest.mark.slow),
         (be.GroupSparseSources, "irmxne"),
-        (be.HierarchicalSources, "ias"),
+        pytest.param(be.HierarchicalSources, "ias", marks=pytest.mark.slow),
         (be.HierarchicalSources, "maximum_entropy"),
     ],
 )
