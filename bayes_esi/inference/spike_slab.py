@@ -148,7 +148,7 @@ def run(
     is_noise_known = noise_var is not None
     noise_var = 1.0 if noise_var is None else check_positive("noise_var", noise_var)
     keys = jax.random.split(key, n_chains)
-    states = jax.vmap(init, (0, None, None))(keys, given, noise_var)
+    states = _starts(keys, given, noise_var)
     identity = fingerprint((keys, given, noise_var), (n_warmup, n_samples, n_moves, is_noise_known))
     saved = Checkpoint(checkpoint, identity)
     n_slots, n_sources = states.places.shape[1], given.gram.shape[-1]
@@ -213,23 +213,30 @@ def variance_grid(data, lead_field):
     """Variances that data can speak of, a source of middling lead field: (n_scales,) array.
 
     From the weakest that is told from noise, whose log likelihood ratio is four nats on average, to
-    ten times the power of the data. Weaker ones would be active or not as the prior likes.
+    ten times the power of the data or more. Weaker ones would be active or not as the prior likes.
     """
     d, n_times = lead_field.shape[2], data.shape[1]
     gain = np.median(np.sum(np.square(lead_field, dtype=np.float64), axis=(0, 2))) / d
     power = np.sum(np.square(data, dtype=np.float64)) / (d * n_times)
     # At small ratios r of signal to noise it is d n_times r^2 / 4.
     low = _VISIBLE / np.sqrt(d * n_times)
-    return _grid(low / gain, max(10 * power, 100 * low) / gain, d * n_times)
+    step = _grid_step(d * n_times)
+    wanted = np.log(max(10 * power / low, 100)) / step + 1
+    # Few sizes, so that other data need not compile again.
+    n_scales = next(k * 2**i for i in range(60) for k in (8, 12) if k * 2**i >= wanted)
+    return low / gain * np.exp(step * np.arange(n_scales))
+
+
+def _grid_step(n_amplitudes):
+    """Step of log variances: by the standard error of one from so many amplitudes."""
+    return _GRID_STEP * np.sqrt(2 / n_amplitudes)
 
 
 def _grid(low, high, n_amplitudes):
     low = check_positive("bounds", low)
     if not high >= low:
         raise ValueError(f"bounds must increase, got {low:g} and {high:g}.")
-    # The standard error of a log variance from so many amplitudes.
-    error = np.sqrt(2 / n_amplitudes)
-    return np.geomspace(low, high, int(np.ceil(np.log(high / low) / (_GRID_STEP * error))) + 1)
+    return np.geomspace(low, high, int(np.ceil(np.log(high / low) / _grid_step(n_amplitudes))) + 1)
 
 
 def init(key, given: Given, noise_var) -> State:
@@ -403,6 +410,11 @@ def _inclusion(state, given):
     present = lax.map(own, jnp.arange(len(state.is_on)))
     places = jnp.where(state.is_on, state.places, len(log_w))
     return jax.nn.sigmoid(log_w.at[places].set(present, mode="drop"))
+
+
+@jax.jit
+def _starts(keys, given, noise_var):
+    return jax.vmap(init, (0, None, None))(keys, given, noise_var)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
