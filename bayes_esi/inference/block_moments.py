@@ -57,9 +57,9 @@ def condition(data, lead_field, source_var, noise_var, coefficient=0.0):
     -------
     BlockMoments
     """
-    lead_field = check_array("lead_field", lead_field, ndim=3).astype(np.float64)
+    lead_field = check_array("lead_field", lead_field, ndim=3).astype(np.float64, copy=False)
     m, n_sources, d = lead_field.shape
-    data = check_array("data", data, shape=(m, "n_times")).astype(np.float64)
+    data = check_array("data", data, shape=(m, "n_times")).astype(np.float64, copy=False)
     noise_var = check_array("noise_var", noise_var, shape=(m,))
     cov = np.asarray(source_var, np.float64)
     if cov.ndim == 1:

@@ -21,7 +21,6 @@ Hakula, Pursiainen, Somersalo 2009, doi:10.1137/080723995 (laws of the variances
 import dataclasses
 
 import numpy as np
-from scipy.special import gammaln
 
 from ..core.checks import check_fraction, check_positive
 from .group_sparse import check_depth, check_noise
@@ -91,12 +90,11 @@ def log_odds(n_sources, max_active, probability=None):
     array
         By the number of sources in the smaller set; -inf at `max_active`.
     """
-    number = np.arange(max_active + 1)
     if probability is None:
-        log_sets = gammaln(n_sources + 1) - gammaln(number + 1) - gammaln(n_sources - number + 1)
-        odds = np.append(log_sets[:-1] - log_sets[1:], -np.inf)
+        # The ratio of numbers of sets, (n choose k) / (n choose k + 1).
+        number = np.arange(max_active)
+        odds = np.log((number + 1) / (n_sources - number))
     else:
         probability = check_fraction("probability", probability)
-        odds = np.full(max_active + 1, np.log(probability) - np.log1p(-probability))
-        odds[-1] = -np.inf
-    return odds
+        odds = np.full(max_active, np.log(probability) - np.log1p(-probability))
+    return np.append(odds, -np.inf)
