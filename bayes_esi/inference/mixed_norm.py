@@ -20,6 +20,9 @@ Screening rules, which discard sources for good by the size of the gap, have not
 each working set is solved to rounding in a few steps, so the gap leaps from where nothing can be
 discarded to zero.
 
+*Paths.* Along decreasing alpha, scales and |G_j' Z| move on as they moved last: Newton's method
+starts from there, and the sources that are about to join are known before they do.
+
 *Survey.* Of many sources, single precision gives upper bounds of |G_j' R|, its rounding error
 included, (m + d r) u |G_j| |R|; where they are largest, double precision gives the values. The
 largest value is exact, therefore, and all that is found holds in double precision.
@@ -72,6 +75,7 @@ _ROOM = 8  # at least, beside the active sources
 # Candidates: sizes double from the first; up to the second, all that violate their constraint.
 _CANDIDATES = (256, 1024)
 _NEWTON_STEPS = 100
+_N_ALPHAS, _LEAST_ALPHA = 15, 0.1  # of the default path, as a share of alpha_max
 # Of a scale, that is left where the path seems to lead to zero.
 _LEAST_SHARE = 0.1
 # Gap on a working set, as a share of the gap that is asked for, and of the gap on all sources.
@@ -116,6 +120,7 @@ class State(NamedTuple):
     inner: float  # <Y, residual>
     penalty: float  # sum_j w_j |X_j|
     n_steps: int
+    outlook: np.ndarray | None = None  # (n,) `ratio` as it is expected at the solution
 
 
 def run(data, lead_field, alpha, weights=None, *, tol=1e-6, max_steps=100):
@@ -148,25 +153,30 @@ def run(data, lead_field, alpha, weights=None, *, tol=1e-6, max_steps=100):
     return run_path(data, lead_field, [alpha], weights, tol=tol, max_steps=max_steps)[0]
 
 
-def run_path(data, lead_field, alphas, weights=None, *, tol=1e-6, max_steps=100):
+def run_path(data, lead_field, alphas=None, weights=None, *, tol=1e-6, max_steps=100):
     """Solve for several alpha, each starting from the one before; decreasing alpha are fastest.
 
-    Parameters and errors are those of `run`.
+    Parameters and errors are those of `run`. Left out, `alphas` are fifteen from `alpha_max` to a
+    tenth of it, evenly spaced in the logarithm.
 
     Returns
     -------
     list of MixedNorm
     """
     data, lead_field, weights = check_problem(data, lead_field, weights)
-    alphas = [check_positive("alpha", a, remedy="See alpha_max.") for a in np.atleast_1d(alphas)]
     tol = check_positive("tol", tol)
     max_steps = check_count("max_steps", max_steps)
     problem = prepare(data, lead_field, weights)
     state = init(problem)
-    found, scales = [], []
+    if alphas is None:
+        alphas = state.ratio.max() * np.geomspace(1, _LEAST_ALPHA, _N_ALPHAS)
+    alphas = [check_positive("alpha", a, remedy="See alpha_max.") for a in np.atleast_1d(alphas)]
+    found, before = [], state
     for i, alpha in enumerate(alphas):
-        scales.append(state.scales)
-        start = state._replace(scales=_ahead(scales, alphas, i))
+        start = state
+        if i >= 2 and alphas[i - 1] != alphas[i - 2]:
+            start = _ahead(before, state, *alphas[i - 2 : i + 1])
+        before = state
         state, result = solve(problem, alpha, start, tol=tol, max_steps=max_steps)
         if problem.field.dtype == np.float32:
             objective, gap = certify(
@@ -178,18 +188,18 @@ def run_path(data, lead_field, alphas, weights=None, *, tol=1e-6, max_steps=100)
     return found
 
 
-def _ahead(scales, alphas, i):
-    """Scales to start from: those of the last alpha, moved on as they moved from the one before.
+def _ahead(before, last, alpha_before, alpha_last, alpha):
+    """Where to start: scales and correlations move on as they moved from one alpha to the next.
 
     Sources may come close to zero, but whether they get there is found by the steps.
     """
-    last = scales[i]
-    if i < 2 or alphas[i - 1] == alphas[i - 2]:
-        return last
-    share = np.log(alphas[i] / alphas[i - 1]) / np.log(alphas[i - 1] / alphas[i - 2])
-    moved = last + share * (last - scales[i - 1])
-    is_old = (last > 0) & (scales[i - 1] > 0)
-    return np.where(is_old, np.clip(moved, _LEAST_SHARE * last, last / _LEAST_SHARE), last)
+    share = np.log(alpha / alpha_last) / np.log(alpha_last / alpha_before)
+    moved = last.scales + share * (last.scales - before.scales)
+    moved = np.clip(moved, _LEAST_SHARE * last.scales, last.scales / _LEAST_SHARE)
+    is_old = (last.scales > 0) & (before.scales > 0)
+    ratio = last.ratio / alpha_last
+    outlook = alpha * (ratio + share * (ratio - before.ratio / alpha_before))
+    return last._replace(scales=np.where(is_old, moved, last.scales), outlook=outlook)
 
 
 def alpha_max(data, lead_field, weights=None):
@@ -307,10 +317,13 @@ def _settle(problem, alpha, state, tol, max_steps):
 
 def step(problem: Problem, alpha, state: State, gap, tol, max_steps) -> State:
     """Solve on a working set, or among candidates where there are many sources; survey them all."""
-    ratio, n = state.ratio / alpha, state.ratio.size
+    ratio = (state.ratio if state.outlook is None else state.outlook) / alpha
+    n = ratio.size
     n_active = int(np.count_nonzero(state.scales))
     size, most = _CANDIDATES
     n_wanted = int(np.count_nonzero((ratio > 1) & (state.scales == 0)))
+    if state.outlook is not None:
+        n_wanted += _ROOM  # an expectation, no count
     working = working_size(n_active, n_wanted, n)
     wanted = max(2 * working, min(n_wanted, most))
     while size < wanted:
@@ -338,7 +351,12 @@ def step(problem: Problem, alpha, state: State, gap, tol, max_steps) -> State:
             rotation=problem.rotation,
             energy=problem.energy,
         )
-        inner = state._replace(scales=state.scales[some], ratio=state.ratio[some], n_steps=0)
+        inner = state._replace(
+            scales=state.scales[some],
+            ratio=state.ratio[some],
+            outlook=alpha * ratio[some],
+            n_steps=0,
+        )
         inner, _ = _settle(few, alpha, inner, tol, max_steps)
         chosen, residual, sources = some[inner.chosen], inner.residual, inner.sources
         active_scales, n_steps, penalty = inner.scales[inner.chosen], inner.n_steps, inner.penalty

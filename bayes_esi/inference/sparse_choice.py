@@ -12,13 +12,14 @@ differential
 
     (K x I + alpha diag(1/g_j) - alpha U U') dX = G' dY,     K = G'G,  U_j = g_j^(-1/2) u_j
 
-a matrix of size k d T that is a Kronecker product less a term of rank k, hence
+a matrix of size k d T that is a Kronecker product less a term of rank k. With E the Gram matrix of
+the rows of all u_j, fields scaled to B_j = g_j^(1/2) G_j and M = alpha I + B B', which has a size
+of m only,
 
-    Q = (alpha I + D K D)^-1,   D = diag(g_j^(1/2)),   E = Gram matrix of the rows of all u_j
-    df = T tr(I - alpha Q) + tr[(I - alpha C_1)^-1 alpha C_2],
-    C_1 = sums over blocks of Q o E,     C_2 = sums over blocks of (Q - alpha Q^2) o E
+    df = T tr(H) + tr[(sums of H o E)^-1 (sums of F o E)],   H = B' M^-1 B,  F = alpha B' M^-2 B
 
-with o the product by entries and sums over the (d, d) block of each pair of sources.
+with o the product by entries and sums over the (d, d) block of each pair of sources; the rows of
+u_j have squares that sum to 1, hence the sums of I o E are I again.
 
 *Cross-validation.* Whitened rows are independent; those of one fold are left out, predicted from
 the sources found with the others, and compared. alpha shrinks with the number of rows.
@@ -38,7 +39,7 @@ group lasso); MacKay 1992, doi:10.1162/neco.1992.4.3.415 (evidence).
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import solve_triangular
+from scipy.linalg import lstsq, solve_triangular
 from scipy.special import gammaln
 
 from ..core.checks import check_array, check_count, check_positive
@@ -47,14 +48,12 @@ from . import mixed_norm
 __all__ = [
     "SparseChoice",
     "cross_validation",
-    "default_alphas",
     "degrees_of_freedom",
     "evidence",
     "support_evidence",
     "sure",
 ]
 
-_N_ALPHAS, _LEAST = 15, 0.1  # of the default path, as a share of alpha_max
 # Range of source deviations, relative to the one at which a source alone makes the data.
 SCALE_RANGE = (1e-3, 10.0)
 # Fisher scoring in log variances: no step longer than this, until the evidence gains so little.
@@ -73,11 +72,6 @@ class SparseChoice(NamedTuple):
     n_active: np.ndarray  # (k,)
 
 
-def default_alphas(data, lead_field, weights=None):
-    """Fifteen values from alpha_max to a tenth of it, evenly spaced in the logarithm."""
-    return mixed_norm.alpha_max(data, lead_field, weights) * np.geomspace(1, _LEAST, _N_ALPHAS)
-
-
 def sure(data, lead_field, alphas=None, weights=None, *, noise_std=1.0, tol=1e-6):
     """Choose alpha by Stein's unbiased estimate of the risk.
 
@@ -88,7 +82,7 @@ def sure(data, lead_field, alphas=None, weights=None, *, noise_std=1.0, tol=1e-6
     lead_field : (m, n_sources, d) array
         Whitened.
     alphas : (k,) array, optional
-        Decreasing. `default_alphas` if left out.
+        Decreasing. If left out, those of `mixed_norm.run_path`.
     weights : (n_sources,) array, optional
         Positive. Ones by default.
     noise_std : float
@@ -107,15 +101,16 @@ def sure(data, lead_field, alphas=None, weights=None, *, noise_std=1.0, tol=1e-6
         On arrays that are not finite or of other shapes, alphas that do not decrease, numbers
         that are not positive.
     """
-    data, lead_field, weights, alphas = _checked(data, lead_field, weights, alphas)
     noise_std = check_positive("noise_std", noise_std)
-    path = mixed_norm.run_path(data, lead_field, alphas, weights, tol=tol)
+    data, lead_field, weights = mixed_norm.check_problem(data, lead_field, weights)
+    path = _path(data, lead_field, alphas, weights, tol)
     criterion = []
     for found in path:
-        misfit = data - mixed_norm.predict(lead_field, found.support, found.sources)
+        norms = np.sqrt(np.sum(found.sources.astype(float) ** 2, axis=(1, 2)))
+        misfit = 2 * (found.objective - found.alpha * weights[found.support] @ norms)
         df = degrees_of_freedom(lead_field, found, weights)
-        criterion.append(np.sum(misfit**2) - noise_std**2 * (data.size - 2 * df))
-    return _choice("sure", alphas, criterion, path)
+        criterion.append(misfit - noise_std**2 * (data.size - 2 * df))
+    return _choice("sure", criterion, path)
 
 
 def degrees_of_freedom(lead_field, found, weights=None):
@@ -135,7 +130,7 @@ def degrees_of_freedom(lead_field, found, weights=None):
 
     Notes
     -----
-    Cost O((k d)^2 (m + n_times + k d)).
+    Cost O(m (k d) (m + k d) + (k d)^2 n_times + k^3).
     """
     k, d, n_times = found.sources.shape
     if k == 0:
@@ -146,15 +141,24 @@ def degrees_of_freedom(lead_field, found, weights=None):
     direction = (sources / norms[:, None]).reshape(k * d, n_times)
     root = np.sqrt(np.repeat(norms / weights[found.support], d))
     field = np.asarray(lead_field, float)[:, found.support].reshape(-1, k * d) * root
-    inverse = found.alpha * np.linalg.inv(field.T @ field + found.alpha * np.eye(k * d))
+    if k * d < len(field):
+        field = np.linalg.qr(field, mode="r")
+    chol = np.linalg.cholesky(field @ field.T + found.alpha * np.eye(len(field)))
+    half = solve_triangular(chol, field, lower=True)
+    whole = solve_triangular(chol, half, lower=True, trans=1)
     gram = direction @ direction.T
 
     def block_sums(matrix):
         return np.sum((matrix * gram).reshape(k, d, k, d), axis=(1, 3))
 
-    first, second = block_sums(inverse), block_sums(inverse - inverse @ inverse)
-    turned = np.linalg.lstsq(np.eye(k) - first, second, rcond=1e-12)[0]
-    return float(n_times * (k * d - np.trace(inverse)) + np.trace(turned))
+    # Copies among the sources make the first of these singular.
+    turned, *_ = lstsq(
+        block_sums(half.T @ half),
+        found.alpha * block_sums(whole.T @ whole),
+        cond=1e-12,
+        lapack_driver="gelsy",
+    )
+    return float(n_times * np.sum(half**2) + np.trace(turned))
 
 
 def cross_validation(data, lead_field, alphas=None, weights=None, *, folds=5, tol=1e-6):
@@ -177,7 +181,7 @@ def cross_validation(data, lead_field, alphas=None, weights=None, *, folds=5, to
     ValueError
         As `sure`, and on fewer than two folds.
     """
-    data, lead_field, weights, alphas = _checked(data, lead_field, weights, alphas)
+    data, lead_field, weights = mixed_norm.check_problem(data, lead_field, weights)
     m = len(data)
     if np.ndim(folds) == 0:
         folds = np.arange(m) % check_count("folds", folds, minimum=2)
@@ -187,6 +191,8 @@ def cross_validation(data, lead_field, alphas=None, weights=None, *, folds=5, to
             f"folds must be a number or one integer a row, shape ({m},), of two folds at least; "
             f"got shape {folds.shape} with {np.unique(folds).size} fold(s)."
         )
+    whole = _path(data, lead_field, alphas, weights, tol)
+    alphas = np.array([found.alpha for found in whole])
     error = np.zeros(len(alphas))
     for fold in np.unique(folds):
         # Rows of zeros are no rows, and one shape is one compilation.
@@ -203,8 +209,7 @@ def cross_validation(data, lead_field, alphas=None, weights=None, *, folds=5, to
             rest = lead_field[~is_kept]
             predicted = mixed_norm.predict(rest, found.support, found.sources)
             error[i] += np.sum((data[~is_kept] - predicted) ** 2)
-    path = mixed_norm.run_path(data, lead_field, alphas, weights, tol=tol)
-    return _choice("cross_validation", alphas, error / data.size, path)
+    return _choice("cross_validation", error / data.size, whole)
 
 
 def evidence(data, lead_field, alphas=None, weights=None, *, tol=1e-6):
@@ -213,8 +218,8 @@ def evidence(data, lead_field, alphas=None, weights=None, *, tol=1e-6):
     Parameters, errors and result are those of `sure`; the criterion is minus the log probability
     of data and support, in nats.
     """
-    data, lead_field, weights, alphas = _checked(data, lead_field, weights, alphas)
-    path = mixed_norm.run_path(data, lead_field, alphas, weights, tol=tol)
+    data, lead_field, weights = mixed_norm.check_problem(data, lead_field, weights)
+    path = _path(data, lead_field, alphas, weights, tol)
     n = lead_field.shape[1]
     criterion, last = [], (None, 0.0)
     start = np.zeros(n)
@@ -230,7 +235,7 @@ def evidence(data, lead_field, alphas=None, weights=None, *, tol=1e-6):
             start[found.support] = variances
             last = found.support, log_number_of_sets(n, k) - value
         criterion.append(last[1])
-    return _choice("evidence", alphas, criterion, path)
+    return _choice("evidence", criterion, path)
 
 
 def log_number_of_sets(n, k):
@@ -324,18 +329,19 @@ def support_evidence(data, fields, start=None):
     return float(constant - value + log_volume), variances
 
 
-def _choice(name, alphas, criterion, path):
+def _path(data, lead_field, alphas, weights, tol):
+    if alphas is not None:
+        alphas = check_array("alphas", alphas, ndim=1).astype(float)
+        if alphas.min() <= 0 or np.any(np.diff(alphas) >= 0):
+            raise ValueError(
+                "alphas must be positive and decrease: each starts from the one before."
+            )
+    return mixed_norm.run_path(data, lead_field, alphas, weights, tol=tol)
+
+
+def _choice(name, criterion, path):
     criterion = np.array(criterion)
-    best = int(np.argmin(criterion))
+    best = path[int(np.argmin(criterion))]
+    alphas = np.array([found.alpha for found in path])
     n_active = np.array([found.support.size for found in path])
-    return SparseChoice(name, alphas, criterion, float(alphas[best]), path[best], n_active)
-
-
-def _checked(data, lead_field, weights, alphas):
-    data, lead_field, weights = mixed_norm.check_problem(data, lead_field, weights)
-    if alphas is None:
-        alphas = default_alphas(data, lead_field, weights)
-    alphas = check_array("alphas", alphas, ndim=1).astype(float)
-    if alphas.min() <= 0 or np.any(np.diff(alphas) >= 0):
-        raise ValueError("alphas must be positive and decrease: each starts from the one before.")
-    return data, lead_field, weights, alphas
+    return SparseChoice(name, alphas, criterion, best.alpha, best, n_active)

@@ -175,15 +175,13 @@ def _alpha(method, model, problem, field, weights, options):
             f"alpha={model.alpha!r} is chosen for the mixed norm, whose alpha means another "
             f"strength to {method}; give a fraction, such as alpha=0.3."
         )
-    alphas = sparse_choice.default_alphas(problem.data, field, weights)
+    choose = getattr(sparse_choice, model.alpha)
+    parts = [choose(problem.data, field, None, weights, tol=options["tol"])]
+    alphas = parts[0].alpha
     # Once more as far down where the best is at the end.
-    further = alphas[-1] * alphas[1:] / alphas[0]
-    parts = []
-    for own in (alphas, further):
-        choose = getattr(sparse_choice, model.alpha)
-        parts.append(choose(problem.data, field, own, weights, tol=options["tol"]))
-        if parts[-1].best != own[-1]:
-            break
+    if parts[0].best == alphas[-1]:
+        further = alphas[-1] * alphas[1:] / alphas[0]
+        parts.append(choose(problem.data, field, further, weights, tol=options["tol"]))
     trace = {
         "alphas": np.concatenate([part.alpha for part in parts]),
         "criterion": np.concatenate([part.criterion for part in parts]),
