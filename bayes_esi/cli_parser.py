@@ -228,7 +228,7 @@ def _add_localize(localize):
     sparse.add_argument(
         "--inclusion-prob",
         type=float,
-        help="that a source is active; hierarchical with --method gibbs; default: inferred",
+        help="that a source is active; hierarchical with --method gibbs or nuts; default: inferred",
     )
 
 

@@ -2,7 +2,7 @@
 
 The kernel is NumPyro's, with its adaptation of step size and mass matrix. What is here is the loop
 around it: the arguments of the program are arguments of the compiled code, chains advance side by
-side under vmap, and chunks of steps are driven from the host, which shows progress.
+side under vmap, and chunks of steps are driven from the host, which hears of the progress.
 NumPyro's own loop compiles the arguments in as constants and first searches for a place to
 start, which we have.
 
@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.drive import progress_bar
-
 __all__ = ["Info", "init", "run", "step"]
 
 # Steps compiled into one call: a bar that moves, and no waiting for the host.
 _CHUNK = 25
+# Coordinates up to which the mass matrix is dense, diagonal beyond.
+_MOST_DENSE = 100
 
 
 class Info(NamedTuple):
@@ -36,6 +36,7 @@ class Info(NamedTuple):
     acceptance_rate: jax.Array  # mean over the trajectory
     step_size: jax.Array
     energy: jax.Array
+    potential_energy: jax.Array  # minus the log density of the coordinates
 
 
 def init(key, program, arguments, coordinates, variances, n_warmup, target_acceptance):
@@ -76,6 +77,7 @@ def step(state, program, arguments, variances, n_warmup, target_acceptance):
         state.accept_prob,
         state.adapt_state.step_size,
         state.energy,
+        state.potential_energy,
     )
     return state, info
 
@@ -91,7 +93,6 @@ def run(
     n_samples,
     target_acceptance,
     progress,
-    description,
 ):
     """Run chains side by side.
 
@@ -103,9 +104,8 @@ def run(
     coordinates : dict of (n_chains, ...) arrays
     n_warmup, n_samples : int
     target_acceptance : float
-    progress : bool
-    description : str
-        Label of the progress bar.
+    progress : callable
+        Called with the share of the steps done and what there is to tell.
 
     Returns
     -------
@@ -117,18 +117,17 @@ def run(
     keys = jax.random.split(key, n_chains)
     state = _start(keys, arguments, coordinates, variances, options)
     n_total, kept = n_warmup + n_samples, []
-    with progress_bar(progress, description) as update:
-        for done in range(0, n_total, _CHUNK):
-            state, info = _advance(state, arguments, variances, options)
-            info = jax.tree.map(np.asarray, info)
-            if done + _CHUNK > n_warmup:
-                kept.append(info)
-            update(
-                (done + _CHUNK) / n_total,
-                phase="warm-up" if done + _CHUNK <= n_warmup else "sampling",
-                step_size=f"{info.step_size[:, -1].mean():.2g}",
-                divergences=sum(int(part.diverging.sum()) for part in kept),
-            )
+    for done in range(0, n_total, _CHUNK):
+        state, info = _advance(state, arguments, variances, options)
+        info = jax.tree.map(np.asarray, info)
+        if done + _CHUNK > n_warmup:
+            kept.append(info)
+        progress(
+            (done + _CHUNK) / n_total,
+            phase="warm-up" if done + _CHUNK <= n_warmup else "sampling",
+            step_size=f"{info.step_size[:, -1].mean():.2g}",
+            divergences=sum(int(part.diverging.sum()) for part in kept),
+        )
     first = n_warmup % _CHUNK
     return jax.tree.map(
         lambda *parts: np.concatenate(parts, axis=1)[:, first : first + n_samples], *kept
@@ -169,11 +168,12 @@ def _kernel(program):
 def _init(start, key, arguments, coordinates, variances, n_warmup, target_acceptance):
     names = tuple(sorted(variances))
     diagonal = jnp.concatenate([jnp.ravel(variances[name]) for name in names])
+    is_dense = diagonal.size <= _MOST_DENSE
     return start(
         coordinates,
         num_warmup=n_warmup,
-        inverse_mass_matrix={names: jnp.diag(diagonal)},
-        dense_mass=[names],
+        inverse_mass_matrix={names: jnp.diag(diagonal) if is_dense else diagonal},
+        dense_mass=[names] if is_dense else [],
         target_accept_prob=target_acceptance,
         model_args=arguments,
         rng_key=key,

@@ -3,10 +3,11 @@
 `sparse_bayes` and `ias` find one variance a source, `multiple_sparse_priors` those of smooth
 patterns of sources. `maximum_entropy` finds the shares p_kt of the laws in which parcel k is active
 at sample t; its estimate is the mean of the Gaussian whose variances are p_kt S_k. `gibbs` draws
-which sources are active, and their variances (`spike_slab`).
+which sources are active, and their variances (`spike_slab`); `nuts` draws the variances under a
+horseshoe (`variance_chains`).
 
 What the Gaussian leaves out is the uncertainty of the variances: which sources are active. Only
-`gibbs` has it.
+`gibbs` and `nuts` have it.
 """
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..sources.patches import evenly_spaced, grow_parcels, pattern_fields, smoot
 from . import (
     block_moments,
     ias,
+    loud_sources,
     maximum_entropy,
     multiple_sparse_priors,
     nuts,
@@ -28,7 +30,7 @@ from . import (
     spike_slab,
 )
 from .noise_level import noise_level
-from .options import fill_options
+from .options import chain_options, fill_options
 from .sparse_moments import SparseMoments, SparseResult, carriers, check_flag, spread_out
 from .sparse_updates import RULES
 
@@ -83,14 +85,10 @@ OPTIONS = {
         "tol": (1e-8, check_positive),
         "max_steps": (100, check_count),
     },
-    "gibbs": {
-        "max_active": (10, check_count),
-        "n_chains": (4, lambda name, value: check_count(name, value, minimum=2)),
-        "n_warmup": (50, check_count),
-        "n_samples": (250, lambda name, value: check_count(name, value, minimum=4)),
-        "n_moves": (20, check_count),
-        "n_components": (200, check_count),
-    },
+    "gibbs": {"max_active": (10, check_count)}
+    | chain_options(n_warmup=50, n_samples=250, n_components=200)
+    | {"n_moves": (20, check_count)},
+    "nuts": chain_options(n_warmup=500, n_samples=500, n_components=200),
 }
 # Share of draws at the largest number of sources above which the number is cut off.
 _MOST_FULL = 0.05
@@ -111,7 +109,7 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
     method : str
         A key of `OPTIONS`.
     key : PRNG key
-        Of `gibbs`; the other methods draw nothing.
+        Of `gibbs` and `nuts`; the other methods draw nothing.
     model : HierarchicalSources
     problem : Problem
     options : dict
@@ -135,6 +133,8 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
     with progress_bar(progress, method) as update:
         if method == "gibbs":
             result = _gibbs(key, model, problem, field, options, checkpoint, update)
+        elif method == "nuts":
+            result = _nuts(key, model, problem, field, options, update)
         else:
             solve = {
                 "sparse_bayes": _sparse_bayes,
@@ -337,6 +337,43 @@ def _gibbs(key, model, problem, field, options, checkpoint, update):
         {"r_hat": r_hat, "limit": nuts.MOST_R_HAT},
         np.nan,
         status,
+    )
+
+
+def _nuts(key, model, problem, field, options, update):
+    from . import variance_chains  # NumPyro takes a second to import
+
+    scale = depth_scale(model, problem)
+    own = np.asarray(field) * scale[:, None]
+    if model.source_std is None:
+        low, high = np.sqrt(spike_slab.variance_grid(problem.data, own)[[0, -1]])
+    else:
+        low, high = np.asarray(model.source_std) / problem.moment_unit
+    laws = variance_chains.horseshoe(problem.n_sources, low, model.inclusion_prob, own.dtype)
+    drawn = variance_chains.run(
+        key,
+        problem.data,
+        own,
+        laws,
+        noise_var=None if model.noise_std is None else model.noise_std**2,
+        largest=high**2,
+        n_chains=options["n_chains"],
+        n_warmup=options["n_warmup"],
+        n_samples=options["n_samples"],
+        progress=update,
+    )
+    draws = {"overall_std": problem.moment_unit * drawn.overall_std}
+    if model.noise_std is None:
+        draws["noise_std"] = np.sqrt(drawn.noise_var)
+    return loud_sources.mix(
+        drawn._replace(source_var=drawn.source_var * scale**2, norm=drawn.norm * scale),
+        problem,
+        _hyper(problem, np.sqrt(drawn.noise_var.mean())),
+        draws,
+        n_components=options["n_components"],
+        trace=drawn.sample_stats,
+        noise_var=drawn.noise_var,
+        status=drawn.status,
     )
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.drive import progress_bar
 from ..core.status import Status
 from . import hamiltonian
 from .evidence import SCALES
@@ -81,18 +82,18 @@ def run(key, likelihood, hyper, optimum, *, n_chains, n_warmup, n_samples, progr
         noise = jax.random.normal(jax.random.fold_in(key_start, i), shape, dtype)
         coordinates[name] = jnp.asarray(centre, dtype) + jnp.asarray(std, dtype) * noise
         variances[name] = jnp.asarray(std**2, dtype)
-    info = hamiltonian.run(
-        key_run,
-        program,
-        (likelihood, known, laws),
-        coordinates,
-        variances,
-        n_warmup=n_warmup,
-        n_samples=n_samples,
-        target_acceptance=_TARGET_ACCEPTANCE,
-        progress=progress,
-        description="nuts",
-    )
+    with progress_bar(progress, "nuts") as update:
+        info = hamiltonian.run(
+            key_run,
+            program,
+            (likelihood, known, laws),
+            coordinates,
+            variances,
+            n_warmup=n_warmup,
+            n_samples=n_samples,
+            target_acceptance=_TARGET_ACCEPTANCE,
+            progress=update,
+        )
     draws = {
         name: np.asarray(transforms[name](values), np.float64)
         for name, values in info.coordinates.items()

@@ -21,6 +21,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from ..core.checks import check_array, check_count, check_fraction
+from ..core.drive import progress_bar
 from . import hamiltonian, off_grid_start
 from .off_grid_program import MM, Design, data_law, numpyro_program, prepare, program
 
@@ -123,19 +124,18 @@ def run(
     n_dipoles = sets.pos.shape[1]
     design = prepare(model, problem, n_dipoles, operator)
     chosen, state = _init(seed, design, sets, n_chains)
-
-    info = hamiltonian.run(
-        key_run,
-        program,
-        (design,),
-        state.coordinates,
-        state.variances,
-        n_warmup=n_warmup,
-        n_samples=n_samples,
-        target_acceptance=target_acceptance,
-        progress=progress,
-        description="off the grid",
-    )
+    with progress_bar(progress, "off the grid") as update:
+        info = hamiltonian.run(
+            key_run,
+            program,
+            (design,),
+            state.coordinates,
+            state.variances,
+            n_warmup=n_warmup,
+            n_samples=n_samples,
+            target_acceptance=target_acceptance,
+            progress=update,
+        )
     return _collect(design, info, sets.pos[chosen], problem.log_jacobian)
 
 

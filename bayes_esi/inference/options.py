@@ -1,8 +1,8 @@
 """Options of methods: defaults, and checks by name."""
 
-from ..core.checks import check_choice
+from ..core.checks import check_choice, check_count
 
-__all__ = ["fill_options"]
+__all__ = ["chain_options", "fill_options"]
 
 
 def fill_options(table, method, options):
@@ -33,3 +33,13 @@ def fill_options(table, method, options):
         value = options.get(name, default)
         checked[name] = value if value is None else check(name, value)
     return checked
+
+
+def chain_options(*, n_warmup, n_samples, n_components):
+    """Options of chains whose draws are mixed: two chains at least, which can disagree."""
+    return {
+        "n_chains": (4, lambda name, value: check_count(name, value, minimum=2)),
+        "n_warmup": (n_warmup, check_count),
+        "n_samples": (n_samples, lambda name, value: check_count(name, value, minimum=4)),
+        "n_components": (n_components, check_count),
+    }

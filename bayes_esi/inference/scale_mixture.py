@@ -36,7 +36,19 @@ from ..core.drive import Checkpoint, fingerprint
 from ..core.types import Array, Float, Key
 from .mixed_norm import check_problem
 
-__all__ = ["Draws", "Info", "State", "init", "inverse_gaussian", "run", "step"]
+__all__ = [
+    "Draws",
+    "Info",
+    "State",
+    "draw_sources",
+    "gram_blocks",
+    "init",
+    "inverse_gaussian",
+    "loudness",
+    "norms",
+    "run",
+    "step",
+]
 
 # Sweeps of all chains between looks at the clock and the checkpoint.
 _CHUNK = 20
@@ -126,13 +138,13 @@ def run(
     n_samples = check_count("n_samples", n_samples)
     dtype = jax.dtypes.canonicalize_dtype(np.asarray(lead_field).dtype)
     field = jnp.asarray(lead_field, dtype)
-    gram = jnp.einsum("mnd,mne->nde", field, field, precision=_HIGH)
+    gram = gram_blocks(field)
     given = Given(jnp.asarray(data, dtype), field, gram, jnp.asarray(alpha * weights, dtype))
     states = jax.vmap(init, (0, None))(jax.random.split(key, n_chains), given)
     n_sweeps = n_warmup + n_samples
     identity = fingerprint((key, given), (n_chains, n_warmup, n_samples))
     saved = Checkpoint(checkpoint, identity)
-    kept = _Kept(n_chains, n_samples, field.shape[1], np.asarray(_limits(gram)) * data.shape[1])
+    kept = _Kept(n_chains, n_samples, field.shape[1], np.asarray(loudness(gram, data.shape[1])))
     start = saved.load((states, kept.arrays))
     first = 0
     if start is not None:
@@ -160,27 +172,52 @@ def init(key, given: Given) -> State:
 def step(state: State, given: Given) -> tuple[State, Info]:
     """Draw the sources given their variances, then the variances given the sources."""
     data, field, gram, rate = given
-    m, n, d = field.shape
-    n_times, dtype = data.shape[1], data.dtype
-    key, key_prior, key_noise, key_var = jax.random.split(state.key, 4)
+    key, key_sources, key_var = jax.random.split(state.key, 3)
     tau = state.source_var
-    flat = field.reshape(m, n * d)
-    weighted = flat * jnp.repeat(jnp.sqrt(tau), d)
-    cov = jnp.matmul(weighted, weighted.T, precision=_HIGH) + jnp.eye(m, dtype=dtype)
-    drawn = jax.random.normal(key_prior, (n * d, n_times), dtype)
-    drawn = drawn * jnp.repeat(jnp.sqrt(tau), d)[:, None]
+    sources = draw_sources(key_sources, tau, data, field)
+    norm, power = norms(sources, gram)
+    predicted = jnp.einsum("mnd,ndt->mt", field, sources, precision=_HIGH)
+    log_density = -0.5 * jnp.sum((data - predicted) ** 2) - jnp.sum(rate * norm)
+    tiny = jnp.finfo(norm.dtype).tiny
+    drawn = inverse_gaussian(key_var, rate / jnp.maximum(norm, tiny), rate**2)
+    return State(key, 1 / drawn), Info(tau, norm, power, log_density)
+
+
+def draw_sources(key, source_var, data, field):
+    """Draw the sources of whitened data given their variances: (n, d, n_times).
+
+    A draw of prior and noise is corrected by the posterior mean of what it leaves.
+    """
+    m, n, d = field.shape
+    dtype = field.dtype
+    key_prior, key_noise = jax.random.split(key)
+    flat, var = field.reshape(m, n * d), jnp.repeat(source_var, d)
+    cov = jnp.matmul(flat * var, flat.T, precision=_HIGH) + jnp.eye(m, dtype=dtype)
+    drawn = jax.random.normal(key_prior, (n * d, data.shape[1]), dtype) * jnp.sqrt(var)[:, None]
     noise = jax.random.normal(key_noise, data.shape, dtype)
     rest = data - jnp.matmul(flat, drawn, precision=_HIGH) - noise
     solved = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(cov), True), rest)
-    change = jnp.matmul(flat.T, solved, precision=_HIGH) * jnp.repeat(tau, d)[:, None]
-    sources = (drawn + change).reshape(n, d, n_times)
-    norm = jnp.sqrt(jnp.sum(sources**2, axis=(1, 2)))
+    change = jnp.matmul(flat.T, solved, precision=_HIGH) * var[:, None]
+    return (drawn + change).reshape(n, d, -1)
+
+
+def norms(sources, gram):
+    """|X_j| and |G_j X_j|^2 of sources: (n,) each."""
     power = jnp.einsum("nde,ndt,net->n", gram, sources, sources, precision=_HIGH)
-    misfit = data - jnp.matmul(flat, sources.reshape(n * d, n_times), precision=_HIGH)
-    log_density = -0.5 * jnp.sum(misfit**2) - jnp.sum(rate * norm)
-    tiny = jnp.finfo(dtype).tiny
-    drawn = inverse_gaussian(key_var, rate / jnp.maximum(norm, tiny), rate**2)
-    return State(key, 1 / drawn), Info(tau, norm, power, log_density)
+    return jnp.sqrt(jnp.sum(sources**2, axis=(1, 2))), power
+
+
+def gram_blocks(field):
+    """G_j' G_j: (n, d, d)."""
+    return jnp.einsum("mnd,mne->nde", field, field, precision=_HIGH)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def loudness(gram, n_times):
+    """Power of a field above which a source is loud, rank(G_j) n_times: (n,)."""
+    values = jnp.linalg.eigvalsh(gram)
+    limit = 100 * jnp.finfo(gram.dtype).eps * values.max(axis=1, keepdims=True)
+    return n_times * jnp.sum(values > limit, axis=1)
 
 
 def inverse_gaussian(key, mean, shape):
@@ -200,14 +237,6 @@ def _sweeps(states, given, n_sweeps):
         return lax.scan(lambda s, _: step(s, given), state, length=n_sweeps)
 
     return lax.map(chain, states)
-
-
-@jax.jit
-def _limits(gram):
-    """rank(G_j): (n,)."""
-    values = jnp.linalg.eigvalsh(gram)
-    limit = 100 * jnp.finfo(gram.dtype).eps * values.max(axis=1, keepdims=True)
-    return jnp.sum(values > limit, axis=1)
 
 
 class _Kept:

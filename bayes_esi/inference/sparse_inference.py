@@ -6,7 +6,8 @@ norm, with its last weights, and of minimum current at each sample; of a time-fr
 same variances are used, and the estimate is its own.
 
 What the Gaussian leaves out is the uncertainty of the variances: which sources are active. `gibbs`
-draws the variances of the group-Laplace law (`scale_mixture`), and mixes Gaussians over some.
+and `nuts` draw the variances of the group-Laplace law (`scale_mixture`, `variance_chains`), and mix
+Gaussians over some.
 
 Reference: Bach, Jenatton, Mairal, Obozinski 2012, doi:10.1561/2200000015 (quadratic forms of
 norms).
@@ -23,17 +24,17 @@ from ..models.group_sparse import penalty_weights
 from ..models.orientation import orient
 from . import (
     irmxne,
+    loud_sources,
     minimum_current,
     mixed_norm,
-    nuts,
     scale_mixture,
     sparse_choice,
     tf_mxne,
     time_frequency,
 )
 from .noise_level import noise_level
-from .options import fill_options
-from .sparse_moments import SparseMoments, SparseResult, check_flag, spread_out
+from .options import chain_options, fill_options
+from .sparse_moments import SparseMoments, SparseResult, check_flag
 
 __all__ = ["OPTIONS", "check_options", "run"]
 
@@ -58,16 +59,11 @@ OPTIONS = {
         "step": (4, check_count),
         "max_sweeps": (2000, check_count),
     },
-    "gibbs": {
-        "n_chains": (4, lambda name, value: check_count(name, value, minimum=2)),
-        "n_warmup": (200, check_count),
-        "n_samples": (500, lambda name, value: check_count(name, value, minimum=4)),
-        "n_components": (50, check_count),
-        "tol": (1e-6, check_positive),
-    },
+    "gibbs": chain_options(n_warmup=200, n_samples=500, n_components=50)
+    | {"tol": (1e-6, check_positive)},
+    "nuts": chain_options(n_warmup=500, n_samples=500, n_components=50)
+    | {"tol": (1e-6, check_positive)},
 }
-# Probability of a field above the noise at which a source is listed.
-_EXCEEDING = 0.5
 
 
 def check_options(method, options):
@@ -83,7 +79,7 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
     method : str
         A key of `OPTIONS`.
     key : PRNG key
-        Of `gibbs`; the other methods draw nothing.
+        Of `gibbs` and `nuts`; the other methods draw nothing.
     model : GroupSparseSources
     problem : Problem
     options : dict
@@ -111,6 +107,8 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
     with progress_bar(progress, method) as update:
         if method == "gibbs":
             result = _gibbs(key, model, scaled, field, options, checkpoint, update)
+        elif method == "nuts":
+            result = _nuts(key, model, scaled, field, options, update)
         else:
             result = _norm(method, model, scaled, field, options)
         update(1.0)
@@ -170,7 +168,7 @@ def _alpha(method, model, problem, field, weights, options):
     if not isinstance(model.alpha, str):
         largest = _alpha_max(method, problem, field, weights, options)
         return model.alpha * largest, model.alpha, {}, False
-    if method not in ("mixed_norm", "irmxne", "gibbs"):
+    if method not in ("mixed_norm", "irmxne", "gibbs", "nuts"):
         raise ValueError(
             f"alpha={model.alpha!r} is chosen for the mixed norm, whose alpha means another "
             f"strength to {method}; give a fraction, such as alpha=0.3."
@@ -268,34 +266,43 @@ def _support_evidence(problem, field, support):
 
 def _gibbs(key, model, problem, field, options, checkpoint, update):
     weights = penalty_weights(model, problem)
-    alpha, share, trace, is_at_end = _alpha("gibbs", model, problem, field, weights, options)
+    alpha, *chosen = _alpha("gibbs", model, problem, field, weights, options)
     drawn = scale_mixture.run(
         key,
         problem.data,
         field,
         alpha,
         weights,
-        n_chains=options["n_chains"],
-        n_warmup=options["n_warmup"],
-        n_samples=options["n_samples"],
         checkpoint=checkpoint,
         progress=update,
+        **_chains(options),
     )
-    exceedance = drawn.is_loud.mean(axis=(0, 1))
-    support = np.flatnonzero(exceedance >= _EXCEEDING)
-    pooled = drawn.source_var.reshape(-1, problem.n_sources)
-    chosen = pooled[spread_out(len(pooled), options["n_components"])]
-    moments = SparseMoments(support, None, chosen[:, None], None, 0.0, exceedance)
-    draws = {"strength": problem.moment_unit * drawn.norm[:, :, support]}
-    stats = [drawn.log_density[:, :, None], *draws.values()]
-    status = Status.SCALE_AT_BOUND if is_at_end else Status.OK
-    r_hat = max(float(np.max(nuts.split_r_hat(s), initial=1.0)) for s in stats)
-    return SparseResult(
-        moments,
+    return _mixed(drawn, problem, options, *chosen)
+
+
+def _nuts(key, model, problem, field, options, update):
+    # NumPyro takes a second to import, and what was compiled before is compiled again.
+    from . import variance_chains
+
+    weights = penalty_weights(model, problem)
+    alpha, *chosen = _alpha("nuts", model, problem, field, weights, options)
+    n_values = field.shape[2] * problem.n_times
+    laws = variance_chains.group_laplace(alpha, weights, n_values, field.dtype)
+    drawn = variance_chains.run(key, problem.data, field, laws, progress=update, **_chains(options))
+    return _mixed(drawn, problem, options, *chosen, drawn.sample_stats, drawn.status)
+
+
+def _chains(options):
+    return {name: options[name] for name in ("n_chains", "n_warmup", "n_samples")}
+
+
+def _mixed(drawn, problem, options, share, trace, is_at_end, stats=None, status=Status.OK):
+    return loud_sources.mix(
+        drawn,
+        problem,
         {"alpha": np.asarray(share, float)},
-        draws,
-        {"log_density": drawn.log_density} | trace,
-        {"r_hat": r_hat, "limit": nuts.MOST_R_HAT},
-        np.nan,
-        status if r_hat <= nuts.MOST_R_HAT else Status.CHAINS_DISAGREE,
+        {},
+        n_components=options["n_components"],
+        trace=trace | (stats or {}),
+        status=Status.SCALE_AT_BOUND if is_at_end else status,
     )

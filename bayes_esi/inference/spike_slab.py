@@ -215,6 +215,7 @@ def variance_grid(data, lead_field):
     From the weakest that is told from noise, whose log likelihood ratio is four nats on average, to
     ten times the power of the data or more. Weaker ones would be active or not as the prior likes.
     """
+    data = check_array("data", data, ndim=2)
     d, n_times = lead_field.shape[2], data.shape[1]
     gain = np.median(np.sum(np.square(lead_field, dtype=np.float64), axis=(0, 2))) / d
     power = np.sum(np.square(data, dtype=np.float64)) / (d * n_times)

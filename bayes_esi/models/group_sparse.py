@@ -4,7 +4,8 @@
 
 |X_j| is the Frobenius norm over the components and samples of source j. Most sources of the most
 probable X are zero. The prior is a mixture of Gaussians, X_j | tau_j ~ N(0, tau_j I) with
-tau_j ~ Gamma((D + 1) / 2, rate (alpha w_j)^2 / 2) for D components and samples.
+tau_j ~ Gamma((D + 1) / 2, rate (alpha w_j)^2 / 2) for D components and samples; `gibbs` and `nuts`
+draw from what the data leave of it.
 
 References: Gramfort, Kowalski, Hämäläinen 2012, doi:10.1088/0031-9155/57/7/1937; Ou, Hämäläinen,
 Golland 2009, doi:10.1016/j.neuroimage.2008.05.063.

@@ -11,7 +11,8 @@ with `maximum_entropy` parcels of sources are silent or not.
 
     gamma_j = 0 with probability 1 - inclusion_prob, else log-uniform over source_std^2
 
-so that it can say how probable it is that a source is active.
+so that it can say how probable it is that a source is active. `nuts` draws them under a horseshoe,
+which shrinks most sources to nearly nothing and never to zero.
 
 References: Wipf, Nagarajan 2009, doi:10.1016/j.neuroimage.2008.02.059 (the family); Calvetti,
 Hakula, Pursiainen, Somersalo 2009, doi:10.1137/080723995 (laws of the variances); Scott, Berger
@@ -46,10 +47,13 @@ class HierarchicalSources:
         Variance of tangential moments relative to normal ones: 1 free, 0 fixed to the normals.
     inclusion_prob : float, optional
         Of `gibbs`: probability that a source is active. None: unknown with a uniform law, so that
-        all numbers of active sources are equally probable, and all sets of one size.
+        all numbers of active sources are equally probable, and all sets of one size. Of `nuts`:
+        guess of that share, p, which sets the scale of all deviations to p / (1 - p) times the
+        lowest of `source_std`; None: that scale is unknown.
     source_std : (low, high), optional
         Of `gibbs`: range of the deviation of an active source, in A·m. By default from the
-        weakest that is told from noise to ten times the power of the data.
+        weakest that is told from noise to ten times the power of the data. Of `nuts` no source is
+        stronger than the second.
 
     Raises
     ------

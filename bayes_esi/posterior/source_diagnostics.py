@@ -44,7 +44,7 @@ def to_datatree(posterior, n_draws, sources=None, key=None):
         # Chains of the hyper-parameters have another length: courses get a group of their own.
         sampled = {
             "posterior": _named(posterior.draws),
-            "sample_stats": _named(posterior.sample_stats),
+            "sample_stats": _named(_by_draw(posterior)),
             "courses": drawn,
         }
 
@@ -98,6 +98,13 @@ def diagnostics(posterior):
             "infer with method='nuts'."
         )
     return az.summary(xr.DataTree.from_dict({"posterior": _named(posterior.draws)}))
+
+
+def _by_draw(posterior):
+    """What was told of each draw, and not of a choice before them."""
+    shape = next(iter(posterior.draws.values())).shape[:2]
+    stats = posterior.sample_stats.items()
+    return {name: values for name, values in stats if values.shape[:2] == shape}
 
 
 def _named(arrays):

@@ -3,9 +3,9 @@
 The estimate comes with the Gaussian around it under the variances that the method ended in
 (`inference.sparse_inference`). Its deviations and draws do not know that other sources might be
 active instead: inside the support they are too small, outside of it they are zero. They measure
-how well the data fix the amplitudes of this support, not whether it is the right one. `gibbs` draws
-the variances as well, and its deviations are those of the posterior; that of hierarchical sources
-draws which are active, and knows how probable that is of each.
+how well the data fix the amplitudes of this support, not whether it is the right one. `gibbs` and
+`nuts` draw the variances as well, and their deviations are those of the posterior; `gibbs` of
+hierarchical sources draws which are active, and knows how probable that is of each.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ ENDS = {
     "multiple_sparse_priors": "variances of largest free energy",
     "maximum_entropy": "law nearest to its reference",
     "gibbs": "draws of variances",
+    "nuts": "draws of variances",
 }
 
 
@@ -51,7 +52,7 @@ class SparsePosterior(SourcePosterior):
         sources, by Laplace's method in their variances; a lower bound of the evidence. Of
         `sparse_bayes`: at the variances of largest evidence, an upper one. Of
         `multiple_sparse_priors`: the free energy, integrated over variances by Laplace. NaN of
-        `minimum_current`, `ias`, `maximum_entropy` and `gibbs`, which have none.
+        `minimum_current`, `ias`, `maximum_entropy`, `gibbs` and `nuts`, which have none.
     certificate : dict of str to float
         Relative duality gap, residual of the stationarity conditions, last gain of the search in
         nats or R-hat, and its limit.
@@ -77,7 +78,7 @@ class SparsePosterior(SourcePosterior):
     @property
     def is_sampled(self):
         """Whether variances were drawn, so that deviations are those of the posterior."""
-        return self.method == "gibbs"
+        return self.method in ("gibbs", "nuts")
 
     @property
     def names(self):
@@ -98,9 +99,9 @@ class SparsePosterior(SourcePosterior):
         """Numbers of the active sources, increasing: (n_active,).
 
         Of `ias`, `multiple_sparse_priors` and `maximum_entropy`, where sources are weak rather than
-        zero: those whose fields carry 99 % of the power of all. Of `gibbs`: those whose
-        `exceedance_probability` is a half or more; of hierarchical sources those of the most
-        probable draw.
+        zero: those whose fields carry 99 % of the power of all. Of samplers: those whose
+        `exceedance_probability` is a half or more; of `gibbs` of hierarchical sources those of the
+        most probable draw.
         """
         return self.moments.support
 
@@ -123,9 +124,9 @@ class SparsePosterior(SourcePosterior):
     def exceedance_probability(self):
         """Probability that the field of each source exceeds the noise: (n_sources,).
 
-        Of `gibbs` of GroupSparseSources. That is, |G_j X_j|^2 > rank(G_j) n_times in whitened
-        units: more power than noise has in its directions. It is not the probability that a source
-        is needed: the law behind a mixed norm has no zeros, and fields of neighbours may cancel.
+        Of `gibbs` of GroupSparseSources, and of `nuts`. That is, |G_j X_j|^2 > rank(G_j) n_times
+        in whitened units: more power than noise has in its directions. It is not the probability
+        that a source is needed: these laws have no zeros, and fields of neighbours may cancel.
         """
         return self._drawn("exceedance", "GroupSparseSources")
 

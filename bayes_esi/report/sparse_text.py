@@ -89,8 +89,8 @@ def remarks(posterior):
     if posterior.is_sampled:
         return [
             "Listed are sources whose fields exceed the noise with a probability of a half or "
-            "more. That does not make them needed: the law behind a mixed norm is not sparse, only "
-            "its most probable point is, and fields of neighbours may cancel."
+            "more. That does not make them needed: the law that was drawn has no zeros, and fields "
+            "of neighbours may cancel."
         ]
     what = (
         "The moments are those of the most probable sources, not an average over what is possible"

@@ -28,8 +28,7 @@ def run(mean, *, n_samples=1000, n_warmup=210, variances=None, key=0):
         n_warmup=n_warmup,
         n_samples=n_samples,
         target_acceptance=0.8,
-        progress=False,
-        description="test",
+        progress=lambda done, **facts: None,
     )
 
 
