@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-__all__ = ["Checkpoint", "fingerprint", "progress_bar", "write_atomically"]
+__all__ = ["Checkpoint", "fingerprint", "progress_bar", "run_in_chunks", "write_atomically"]
 
 
 class Checkpoint:
@@ -69,6 +69,50 @@ class Checkpoint:
         """Remove the file: the run is complete."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def run_in_chunks(
+    advance, state, n_steps, checkpoint, *, chunk, n_warmup=0, progress=lambda done: None
+):
+    """Advance a state to the last step, from where the checkpoint left it.
+
+    Parameters
+    ----------
+    advance : callable
+        ``advance(state, start, stop)`` returns the state after steps `start`, ..., `stop` - 1. It
+        may write into the NumPy arrays of the state it is given.
+    state : pytree
+        Before the first step: chains, and room for what is kept of them.
+    n_steps : int
+    checkpoint : Checkpoint
+        Saved after each chunk; removed at the end.
+    chunk : int
+        Most steps between looks at the clock and the checkpoint.
+    n_warmup : int
+        A chunk ends where the warm-up does, so that it is all warm-up or none of it.
+    progress : callable
+        Called after each chunk with the share of the steps done. An exception it raises ends the
+        run, and leaves the checkpoint.
+
+    Returns
+    -------
+    pytree
+        The state after the last step.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint belongs to another run or cannot be read.
+    """
+    done, state = checkpoint.load(state) or (0, state)
+    while done < n_steps:
+        stop = min(done + chunk, n_warmup if done < n_warmup else n_steps)
+        state = advance(state, done, stop)
+        done = stop
+        checkpoint.save(done, state)
+        progress(done / n_steps)
+    checkpoint.clear()
+    return state
 
 
 def fingerprint(*trees):

@@ -32,7 +32,7 @@ import numpy as np
 from jax import lax
 
 from ..core.checks import check_count, check_positive
-from ..core.drive import Checkpoint, fingerprint
+from ..core.drive import Checkpoint, fingerprint, run_in_chunks
 from ..core.types import Array, Float, Key
 from .mixed_norm import check_problem
 
@@ -141,23 +141,26 @@ def run(
     gram = gram_blocks(field)
     given = Given(jnp.asarray(data, dtype), field, gram, jnp.asarray(alpha * weights, dtype))
     states = jax.vmap(init, (0, None))(jax.random.split(key, n_chains), given)
-    n_sweeps = n_warmup + n_samples
     identity = fingerprint((key, given), (n_chains, n_warmup, n_samples))
-    saved = Checkpoint(checkpoint, identity)
-    kept = _Kept(n_chains, n_samples, field.shape[1], np.asarray(loudness(gram, data.shape[1])))
-    start = saved.load((states, kept.arrays))
-    first = 0
-    if start is not None:
-        first, (states, arrays) = start
-        kept.arrays = Draws(*map(np.array, arrays))
-    for done in range(first, n_sweeps, _CHUNK):
-        length = min(_CHUNK, n_sweeps - done)
-        states, info = _sweeps(states, given, length)
-        kept.add(done - n_warmup, info)
-        saved.save(done + length, (states, kept.arrays))
-        progress((done + length) / n_sweeps)
-    saved.clear()
-    return kept.arrays
+    limits = np.asarray(loudness(gram, data.shape[1]))
+    shape = (n_chains, n_samples, field.shape[1])
+    kept = Draws(np.zeros(shape), np.zeros(shape), np.zeros(shape, bool), np.zeros(shape[:2]))
+
+    def advance(state, start, stop):
+        states, kept = state
+        states, info = _sweeps(states, given, stop - start)
+        _keep(kept, start - n_warmup, info, limits)
+        return states, kept
+
+    _, kept = run_in_chunks(
+        advance,
+        (states, kept),
+        n_warmup + n_samples,
+        Checkpoint(checkpoint, identity),
+        chunk=_CHUNK,
+        progress=progress,
+    )
+    return kept
 
 
 def init(key, given: Given) -> State:
@@ -239,24 +242,14 @@ def _sweeps(states, given, n_sweeps):
     return lax.map(chain, states)
 
 
-class _Kept:
-    """Room for the sweeps after the warm-up."""
-
-    def __init__(self, n_chains, n_samples, n_sources, limits):
-        shape = (n_chains, n_samples, n_sources)
-        self.limits = limits
-        self.arrays = Draws(
-            np.zeros(shape), np.zeros(shape), np.zeros(shape, bool), np.zeros(shape[:2])
-        )
-
-    def add(self, start, info):
-        """Put in sweeps from `start` on, those before 0 being the warm-up."""
-        skip = max(-start, 0)
-        length = info.norm.shape[1] - skip
-        if length <= 0:
-            return
-        rows = slice(start + skip, start + skip + length)
-        self.arrays.source_var[:, rows] = info.source_var[:, skip:]
-        self.arrays.norm[:, rows] = info.norm[:, skip:]
-        self.arrays.is_loud[:, rows] = np.asarray(info.field_power)[:, skip:] > self.limits
-        self.arrays.log_density[:, rows] = info.log_density[:, skip:]
+def _keep(kept, start, info, limits):
+    """Put in sweeps from `start` on, those before 0 being the warm-up."""
+    skip = max(-start, 0)
+    length = info.norm.shape[1] - skip
+    if length <= 0:
+        return
+    rows = slice(start + skip, start + skip + length)
+    kept.source_var[:, rows] = info.source_var[:, skip:]
+    kept.norm[:, rows] = info.norm[:, skip:]
+    kept.is_loud[:, rows] = np.asarray(info.field_power)[:, skip:] > limits
+    kept.log_density[:, rows] = info.log_density[:, skip:]

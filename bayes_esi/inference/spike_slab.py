@@ -42,7 +42,7 @@ import numpy as np
 from jax import lax
 
 from ..core.checks import check_array, check_count, check_positive
-from ..core.drive import Checkpoint, fingerprint
+from ..core.drive import Checkpoint, fingerprint, run_in_chunks
 from ..core.types import Array, Bool, Float, Int, Key
 from ..models.hierarchical import log_odds
 
@@ -148,10 +148,8 @@ def run(
     is_noise_known = noise_var is not None
     noise_var = 1.0 if noise_var is None else check_positive("noise_var", noise_var)
     keys = jax.random.split(key, n_chains)
-    states = _starts(keys, given, noise_var)
     identity = fingerprint((keys, given, noise_var), (n_warmup, n_samples, n_moves, is_noise_known))
-    saved = Checkpoint(checkpoint, identity)
-    n_slots, n_sources = states.places.shape[1], given.gram.shape[-1]
+    n_slots, n_sources = len(given.log_odds) - 1, given.gram.shape[-1]
     shape = (n_chains, n_samples)
     kept = Draws(
         np.zeros((*shape, n_slots), np.int32),
@@ -160,28 +158,29 @@ def run(
         np.zeros(shape),
         np.zeros((n_chains, n_sources)),
     )
-    n_sweeps, first = n_warmup + n_samples, 0
-    start = saved.load((states, kept))
-    if start is not None:
-        first, (states, kept) = start
-        kept = Draws(*map(np.array, kept))
     rise = np.linspace(_WARMEST, 1, n_warmup, endpoint=False)
     temperature = np.concatenate([rise, np.ones(n_samples)])
-    done = first
-    while done < n_sweeps:
-        # A chunk is all warm-up or all kept.
-        end = min(done + _CHUNK, n_warmup if done < n_warmup else n_sweeps)
-        powers = jnp.asarray(temperature[done:end], given.gram.dtype)
+
+    def advance(state, start, stop):
+        states, kept = state
+        powers = jnp.asarray(temperature[start:stop], given.gram.dtype)
         states, told = _sweeps(states, given, powers, n_moves, is_noise_known)
-        if done >= n_warmup:
-            rows = slice(done - n_warmup, end - n_warmup)
+        if start >= n_warmup:
+            rows = slice(start - n_warmup, stop - n_warmup)
             for array, new in zip(kept[:4], told[:4], strict=True):
                 array[:, rows] = new
             kept.inclusion[:] += np.asarray(told[4]) / n_samples
-        done = end
-        saved.save(done, (states, kept))
-        progress(done / n_sweeps)
-    saved.clear()
+        return states, kept
+
+    _, kept = run_in_chunks(
+        advance,
+        (_starts(keys, given, noise_var), kept),
+        n_warmup + n_samples,
+        Checkpoint(checkpoint, identity),
+        chunk=_CHUNK,
+        n_warmup=n_warmup,
+        progress=progress,
+    )
     return kept
 
 

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from bayes_esi.core import drive
-from bayes_esi.core.drive import Checkpoint, fingerprint, progress_bar, write_atomically
+from bayes_esi.core.drive import (
+    Checkpoint,
+    fingerprint,
+    progress_bar,
+    run_in_chunks,
+    write_atomically,
+)
 
 
 class State(NamedTuple):
@@ -58,6 +64,33 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
     path = tmp_path / "run.npz"
     run(Checkpoint(path, "me"), 4)
     np.testing.assert_array_equal(run(Checkpoint(path, "me"), 6).total, whole.total)
+
+
+@pytest.mark.parametrize("n_warmup, stops", [(0, [4, 8, 9]), (3, [3, 7, 9]), (8, [4, 8, 9])])
+def test_a_chunk_ends_where_the_warm_up_does(tmp_path, n_warmup, stops):
+    path, told = tmp_path / "run.npz", []
+
+    def keep(state, start, stop):
+        total, kept = state
+        kept[start:stop] += total + np.arange(start, stop)
+        return total + stop - start, kept
+
+    def stop_at(done):
+        told.append(round(9 * done))
+        if told == stops[:2]:
+            raise KeyboardInterrupt
+
+    def run(path, progress):
+        start, file = (np.zeros(()), np.zeros(9)), Checkpoint(path, "me")
+        return run_in_chunks(keep, start, 9, file, chunk=4, n_warmup=n_warmup, progress=progress)
+
+    whole = run(None, lambda done: None)
+    with pytest.raises(KeyboardInterrupt):
+        run(path, stop_at)
+    # It goes on after the second chunk, and writes into the arrays of the file.
+    total, kept = run(path, stop_at)
+    assert told == stops and total == whole[0] == 9 and not path.exists()
+    np.testing.assert_array_equal(kept, whole[1])
 
 
 def test_nothing_is_saved_without_a_path(tmp_path, monkeypatch):
