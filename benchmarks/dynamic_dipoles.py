@@ -26,20 +26,13 @@ of the bootstrap filter); Vivaldi, Sorrentino 2016, doi:10.1088/0266-5611/32/4/0
 onset for the filter, not for the smoother).
 """
 
-import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+import parts
 
-from machine import describe_machine, peak_memory_mib
-
-PARTS = ("speed", "streaming", "literature")
 RATE = 250.0  # Hz
 N_TIMES = 80
 WINDOW = 16  # samples of a static analysis
@@ -66,39 +59,11 @@ SENSOR_STD = {"mag": 30e-15, "grad": 1.5e-12}  # T, T/m
 
 def main():
     """Run the parts, print, write the JSON."""
-    options = _options()
-    import jax
-
-    jax.config.update("jax_enable_x64", options.precision == 64)
-    if options.alone:
-        print(json.dumps({**_RUNS[options.alone](options), "peak_memory_mib": peak_memory_mib()}))
-        return
-    result = {"machine": describe_machine(), "precision": options.precision}
-    for part in options.parts:
-        result[part] = _apart(part)
-        print(f"{part}\n" + "\n".join(f"  {k:<34}{_text(v)}" for k, v in result[part].items()))
-        if options.out:
-            Path(options.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-def _options():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--precision", type=int, choices=(32, 64), default=64)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--repeats", type=int, default=3, help="of each timing, after the first")
+    parser = parts.parser(__doc__, _RUNS, repeats=3)
     parser.add_argument("--small", action="store_true", help="sizes of a minute in part speed")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--particles", type=int, default=1000, help="in part literature")
-    parser.add_argument("--out", help="JSON file to write")
-    parser.add_argument("--alone", choices=PARTS, help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def _apart(part):
-    """A part in a process of its own, so that its peak memory is its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--alone", part]
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(printed.splitlines()[-1])
+    parts.run(parser.parse_args(), _RUNS)
 
 
 def _timed(act, repeats):
@@ -108,12 +73,7 @@ def _timed(act, repeats):
         start = time.perf_counter()
         act(i)
         seconds.append(time.perf_counter() - start)
-    steady = statistics.median(seconds[1:])
-    return {"seconds": steady, "compilation_s": max(seconds[0] - steady, 0.0)}
-
-
-def _labelled(name, timing):
-    return {f"{name}_s": timing["seconds"], f"{name}_compilation_s": timing["compilation_s"]}
+    return parts.timing(seconds)
 
 
 # ------------------------------------------------------------------------- speed
@@ -137,18 +97,20 @@ def _speed(options):
     }
 
     def infer(i, method, **sizes):
-        return _quiet(
+        return parts.quiet(
             be.infer, model, problem, key=jax.random.key(i), method=method, progress=False,
             throw=False, **sizes,
         )  # fmt: skip
 
     # A floor for the filter and the smoother below, which prepare anew on every call.
     set_up = _timed(lambda i: jax.block_until_ready(prepare(model, problem, 2**32)), 1)
-    result |= _labelled("set_up", set_up)
+    result |= parts.labelled("set_up", set_up)
     sizes = {"n_runs": 1, "n_particles": n_particles}
-    result |= _labelled("filter", _timed(lambda i: infer(i, "particle_filter", **sizes), repeats))
+    result |= parts.labelled(
+        "filter", _timed(lambda i: infer(i, "particle_filter", **sizes), repeats)
+    )
     _log(result)
-    result |= _labelled(
+    result |= parts.labelled(
         "smoother", _timed(lambda i: infer(i, "particle_smoother", **sizes), repeats)
     )
     _log(result)
@@ -179,7 +141,7 @@ def _speed(options):
     chains = {"n_chains": 8, "n_burn_in": n_moves, "n_samples": n_moves // 10, "n_thin": 10}
     timing = _timed(lambda i: infer(i, "particle_gibbs", **chains), repeats)
     moves = 8 * 2 * n_moves / (timing["seconds"] - set_up["seconds"])
-    return result | _labelled("particle_gibbs", timing) | {"moves_per_s": moves}
+    return result | parts.labelled("particle_gibbs", timing) | {"moves_per_s": moves}
 
 
 def _streaming(options):
@@ -333,7 +295,9 @@ def _analyse(be, problem, truth, seed, n_particles):
     key = jax.random.key(seed)
     found = {}
     for name in ("filter", "smoother"):
-        posterior = _quiet(be.infer, model, problem, key=key, method=f"particle_{name}", **sizes)
+        posterior = parts.quiet(
+            be.infer, model, problem, key=key, method=f"particle_{name}", **sizes
+        )
         found[name] = _errors(truth, problem, posterior.intensity, posterior.n_dipoles_pmf)
         if name == "smoother":
             places = posterior.draws.places[0]
@@ -358,7 +322,7 @@ def _analyse(be, problem, truth, seed, n_particles):
             data=problem.data[:, first : first + WINDOW],
             times=problem.times[first : first + WINDOW],
         )
-        posterior = _quiet(be.infer, static, window, key=key, **sizes | {"n_particles": 200})
+        posterior = parts.quiet(be.infer, static, window, key=key, **sizes | {"n_particles": 200})
         intensity += [posterior.intensity] * WINDOW
         pmf += [posterior.n_dipoles_pmf] * WINDOW
     found["static_windows"] = _errors(truth, problem, np.array(intensity), np.array(pmf))
@@ -526,26 +490,9 @@ def _ratio_and_error(values, others):
     return [float(ratio), float(np.std(residual, ddof=1) / np.sqrt(len(values)))]
 
 
-def _quiet(act, *args, **kwargs):
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "computing in float32")
-        return act(*args, **kwargs)
-
-
 def _log(value):
     """Progress of a part: its last line on standard output is its result."""
     print(json.dumps(value), file=sys.stderr, flush=True)
-
-
-def _text(value):
-    if isinstance(value, dict):
-        lines = [f"    {k:<44}{_text(v)}" for k, v in value.items() if k != "over_time"]
-        return "\n" + "\n".join(lines)
-    if isinstance(value, list) and len(value) == 2:
-        return f"{value[0]:.4g} +- {value[1]:.2g}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 _RUNS = {"speed": _speed, "streaming": _streaming, "literature": _literature}

@@ -18,20 +18,11 @@ DIR is the folder that holds `sample/`. Parts, each in this one run:
 steady times are apart: the first call less the median of the others.
 """
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+import parts
+from machine import peak_memory_mib
 
-from machine import describe_machine, peak_memory_mib
-
-PARTS = ("minimum_norm", "eloreta", "smoother", "evidence", "coupled", "dense")
 N_SOURCES, N_CHANNELS, N_TIMES = 10_000, 300, 500
 WINDOW = (0.045, 0.135)
 LAMBDA2 = 1 / 9
@@ -39,47 +30,14 @@ LAMBDA2 = 1 / 9
 
 def main():
     """Run the parts, print, write the JSON."""
-    options = _options()
-    import jax
-
-    jax.config.update("jax_enable_x64", options.precision == 64)
-    if options.alone:
-        print(json.dumps({**_RUNS[options.alone](options), "peak_memory_mib": peak_memory_mib()}))
-        return
-    result = {"machine": describe_machine(), "precision": options.precision}
-    for part in options.parts:
-        if options.no_peer and part in ("minimum_norm", "eloreta"):
-            continue
-        if part == "dense" and options.dense == 0:
-            continue
-        result[part] = _apart(part, options)
-        print(f"{part}\n" + "\n".join(f"  {k:<34}{_text(v)}" for k, v in result[part].items()))
-    if options.out:
-        Path(options.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-def _options():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default=os.environ.get("BAYES_ESI_DATA", "../shared/data"))
-    parser.add_argument("--precision", type=int, choices=(32, 64), default=64)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--cache", help="folder for the forward solution")
+    parser = parts.parser(__doc__, _RUNS, repeats=5)
+    parts.add_peer_options(parser)
     parser.add_argument("--dense", type=int, help="states of the dense filter")
-    parser.add_argument("--no-peer", action="store_true")
-    parser.add_argument("--out", help="JSON file to write")
-    parser.add_argument("--alone", choices=PARTS, help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def _apart(part, options):
-    """A part in a process of its own, so that its peak memory is its own."""
-    command = [sys.executable, __file__, "--alone", part, "--data", options.data]
-    command += ["--precision", str(options.precision), "--repeats", str(options.repeats)]
-    command += ["--cache", options.cache] if options.cache else []
-    command += ["--dense", str(options.dense)] if options.dense else []
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(printed.splitlines()[-1])
+    options = parser.parse_args()
+    left_out = ("minimum_norm", "eloreta") if options.no_peer else ()
+    left_out += ("dense",) if options.dense == 0 else ()
+    options.parts = [part for part in options.parts if part not in left_out]
+    parts.run(options, _RUNS)
 
 
 def _timed(act, repeats):
@@ -97,15 +55,7 @@ def _alternated(acts, repeats):
             start = time.perf_counter()
             jax.block_until_ready(act())
             own.append(time.perf_counter() - start)
-    steady = [statistics.median(own[1:]) for own in seconds]
-    return [
-        {"seconds": middle, "compilation_s": max(own[0] - middle, 0.0)}
-        for middle, own in zip(steady, seconds, strict=True)
-    ]
-
-
-def _labelled(name, timing):
-    return {f"{name}_s": timing["seconds"], f"{name}_compilation_s": timing["compilation_s"]}
+    return [parts.timing(own) for own in seconds]
 
 
 # -------------------------------------------------------------------- beside MNE
@@ -139,7 +89,7 @@ def _minimum_norm(options):
 
     problem, evoked, operator = _recording(options)
     prepared = mne.minimum_norm.prepare_inverse_operator(operator, evoked.nave, LAMBDA2, "dSPM")
-    posterior = _quiet(be.infer, be.GaussianSources(lambda2=LAMBDA2), problem, progress=False)
+    posterior = parts.quiet(be.infer, be.GaussianSources(lambda2=LAMBDA2), problem, progress=False)
     posterior.statistic("dSPM")
     other = dataclasses.replace(problem, data=problem.data[:, ::-1].copy())
 
@@ -156,14 +106,15 @@ def _minimum_norm(options):
     result = {"rank": len(problem.data), "n_sources": problem.n_sources, "n_times": problem.n_times}
     for method in ("MNE", "dSPM"):
         us, them = (_timed(lambda f=f, m=method: f(m), options.repeats) for f in (ours, theirs))
-        result |= _labelled(method, us) | {f"{method}_mne_s": them["seconds"]}
+        result |= parts.labelled(method, us) | {f"{method}_mne_s": them["seconds"]}
         result[f"{method}_ratio"] = them["seconds"] / us["seconds"]
     same = posterior.apply(problem).statistic("dSPM")
     result["dSPM_difference"] = float(np.abs(same - theirs("dSPM")).max() / same.max())
     whole = _timed(
-        lambda: _quiet(be.infer, be.GaussianSources(), problem, progress=False).std, options.repeats
+        lambda: parts.quiet(be.infer, be.GaussianSources(), problem, progress=False).std,
+        options.repeats,
     )
-    return result | _labelled("evidence_mean_and_std", whole)
+    return result | parts.labelled("evidence_mean_and_std", whole)
 
 
 def _eloreta(options):
@@ -188,13 +139,13 @@ def _eloreta(options):
         [lambda: ours(1.5e-6), lambda: ours(1e-8), theirs], options.repeats
     )
     their_residual = _residual(*_mne_weights(theirs("MNE"), theirs()), LAMBDA2)
-    posterior = _quiet(be.infer, be.GaussianSources(lambda2=LAMBDA2), problem, progress=False)
+    posterior = parts.quiet(be.infer, be.GaussianSources(lambda2=LAMBDA2), problem, progress=False)
     mine = posterior.statistic("eLORETA")
     other = mne.minimum_norm.apply_inverse(evoked, operator, LAMBDA2, "eLORETA").data
     return {
         "n_sources": problem.n_sources,
         "rank": len(problem.data),
-        **_labelled("eloreta", us),
+        **parts.labelled("eloreta", us),
         "residual": _residual(field, np.asarray(ours(1.5e-6)), LAMBDA2),
         "default_tol_s": default["seconds"],
         "default_tol_residual": _residual(field, np.asarray(ours(1e-8)), LAMBDA2),
@@ -281,12 +232,12 @@ def _smoother(options):
         for method in ("kalman_smoother", "kalman_filter"):
 
             def act(model=model, method=method):
-                posterior = _quiet(
+                posterior = parts.quiet(
                     be.infer, model, problem, method=method, progress=False, throw=False
                 )
                 return posterior.mean, posterior.std
 
-            result |= _labelled(f"{method}_{name}", _timed(act, options.repeats))
+            result |= parts.labelled(f"{method}_{name}", _timed(act, options.repeats))
             gc.collect()
     both = result["kalman_smoother_known_s"] + result["kalman_filter_known_s"]
     output = 2 * 8 * 3 * N_SOURCES * N_TIMES / 2**20
@@ -338,7 +289,7 @@ def _coupled(options):
     transition = be.neighbour_dynamics(problem, 0.5, 0.45)
     model = be.CoupledSources(transition, 0.1)
     start = time.perf_counter()
-    posterior = _quiet(be.infer, model, problem, progress=False, throw=False)
+    posterior = parts.quiet(be.infer, model, problem, progress=False, throw=False)
     seconds = time.perf_counter() - start
     return {
         "n_states": 3 * N_SOURCES,
@@ -387,7 +338,7 @@ def _dense(options):
     model = be.AutoregressiveSources(coefficient=coefficient, source_std=1.0)
 
     def separable():
-        posterior = _quiet(be.infer, model, problem, method="kalman_filter", progress=False)
+        posterior = parts.quiet(be.infer, model, problem, method="kalman_filter", progress=False)
         return posterior.mean, posterior.std
 
     them, us = (_timed(act, 2) for act in (textbook, separable))
@@ -403,18 +354,6 @@ def _dense(options):
         "difference_of_means": float(difference),
         "difference_of_std": float(np.abs(np.asarray(dense[1]) - ours[1][..., -1].ravel()).max()),
     }
-
-
-def _quiet(act, *args, **kwargs):
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "computing in float32")
-        return act(*args, **kwargs)
-
-
-def _text(value):
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 _RUNS = {

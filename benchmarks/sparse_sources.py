@@ -19,21 +19,11 @@ Both sides take turns. Compilation and steady times are apart: the first call le
 the others. `--no-peer` leaves the others out; `--parts` names some parts.
 """
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
 import time
 import warnings
-from pathlib import Path
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+import parts
 
-from machine import describe_machine, peak_memory_mib
-
-PARTS = ("mixed_norm", "sure", "sparse_bayes", "fixed", "minimum_current", "irmxne", "tf_mxne")
 WINDOW = (0.045, 0.135)
 TOL = 1e-6
 N_SAMPLES = 5  # of the minimum current estimate: neighbours in time, at the peak
@@ -41,43 +31,12 @@ N_SAMPLES = 5  # of the minimum current estimate: neighbours in time, at the pea
 
 def main():
     """Run the parts, print, write the JSON."""
-    options = _options()
-    import jax
-
-    jax.config.update("jax_enable_x64", options.precision == 64)
+    parser = parts.parser(__doc__, _RUNS, repeats=5)
+    parts.add_peer_options(parser)
+    options = parser.parse_args()
     if options.alone:
         warnings.simplefilter("ignore")
-        print(json.dumps({**_RUNS[options.alone](options), "peak_memory_mib": peak_memory_mib()}))
-        return
-    result = {"machine": describe_machine(), "precision": options.precision}
-    for part in options.parts:
-        result[part] = _apart(part, options)
-        print(f"{part}\n" + "\n".join(f"  {k:<38}{_text(v)}" for k, v in result[part].items()))
-    if options.out:
-        Path(options.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-def _options():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default=os.environ.get("BAYES_ESI_DATA", "../shared/data"))
-    parser.add_argument("--precision", type=int, choices=(32, 64), default=64)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--cache", help="folder for the forward solution")
-    parser.add_argument("--no-peer", action="store_true")
-    parser.add_argument("--out", help="JSON file to write")
-    parser.add_argument("--alone", choices=PARTS, help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def _apart(part, options):
-    """A part in a process of its own, so that its peak memory is its own."""
-    command = [sys.executable, __file__, "--alone", part, "--data", options.data]
-    command += ["--precision", str(options.precision), "--repeats", str(options.repeats)]
-    command += ["--cache", options.cache] if options.cache else []
-    command += ["--no-peer"] if options.no_peer else []
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(printed.splitlines()[-1])
+    parts.run(options, _RUNS)
 
 
 def _in_turns(acts, repeats):
@@ -96,10 +55,8 @@ def _in_turns(acts, repeats):
                 seconds[name].append(time.perf_counter() - start)
     timings = {}
     for name, taken in seconds.items():
-        steady = statistics.median(taken[1:] or taken)
-        timings[f"{name}_s"] = steady
-        if name.startswith("ours"):
-            timings[f"{name}_compilation_s"] = max(taken[0] - steady, 0.0)
+        told = parts.labelled(name, parts.timing(taken))
+        timings |= told if name.startswith("ours") else {f"{name}_s": told[f"{name}_s"]}
     return timings, results
 
 
@@ -399,10 +356,6 @@ def _tf_mxne(options):
             result[f"{percent}_mne_excess"] = excess / (0.5 * square)
             result[f"{percent}_ratio"] = timings["mne_s"] / timings["ours_s"]
     return result
-
-
-def _text(value):
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 _RUNS = {
