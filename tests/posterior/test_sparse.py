@@ -380,9 +380,7 @@ def test_chains_have_the_moments_of_their_draws_and_probabilities(tmp_path):
     ids=["group_laplace", "horseshoe"],
 )
 def test_no_u_turn_chains_tell_what_they_drew(problem, model, tmp_path):
-    posterior = infer(
-        model, problem, "nuts", n_chains=2, n_warmup=100, n_samples=100, throw=False
-    )
+    posterior = infer(model, problem, "nuts", n_chains=2, n_warmup=100, n_samples=100, throw=False)
     assert posterior.is_sampled and not posterior.is_mode and np.isnan(posterior.log_evidence)
     probability = posterior.exceedance_probability
     np.testing.assert_array_equal(np.flatnonzero(probability >= 0.5), posterior.support)
