@@ -14,7 +14,7 @@ from ..core.drive import progress_bar
 from ..core.status import Status
 from ..models.coupled import coupled_system
 from . import block_diagonal, coupled_kalman, em
-from .options import fill_options
+from .options import fill_options, refuse_checkpoint
 
 __all__ = ["OPTIONS", "CoupledResult", "check_options", "run"]
 
@@ -88,8 +88,7 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
     ValueError
         If the model does not fit the problem.
     """
-    if checkpoint is not None:
-        raise ValueError(f"checkpoint: {method} has nothing to resume; leave it out.")
+    refuse_checkpoint(method, checkpoint)
     system = coupled_system(model, problem)
     data = np.asarray(problem.data)
     key_fit, key_smooth = jax.random.split(key)

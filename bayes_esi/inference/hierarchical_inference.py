@@ -29,8 +29,8 @@ from . import (
     sparse_bayes,
     spike_slab,
 )
-from .noise_level import noise_level
-from .options import chain_options, fill_options
+from .noise_level import at_unit_noise
+from .options import chain_options, fill_options, refuse_checkpoint
 from .sparse_moments import SparseMoments, SparseResult, carriers, check_flag, spread_out
 from .sparse_updates import RULES
 
@@ -127,8 +127,8 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
     ValueError
         If the model does not fit the problem or the method.
     """
-    if checkpoint is not None and method != "gibbs":
-        raise ValueError(f"checkpoint: {method} has nothing to resume; leave it out.")
+    if method != "gibbs":
+        refuse_checkpoint(method, checkpoint)
     field = orient(problem, model.loose).lead_field
     with progress_bar(progress, method) as update:
         if method == "gibbs":
@@ -209,33 +209,28 @@ def _multiple_sparse_priors(model, problem, field, options):
 
 
 def _ias(model, problem, field, options):
-    levels, status = noise_level(model, problem)
-    rows = levels[problem.noise_group]
+    unit = at_unit_noise(model, problem, field)
     scale = depth_scale(model, problem)
-    own = field * scale[:, None] / rows[:, None, None]
-    found = ias.run(problem.data / rows[:, None], own, **options)
+    found = ias.run(unit.data, unit.field * scale[:, None], **options)
     source_var = np.asarray(found.source_var, float) * scale**2
-    noise_var = rows[None] ** 2
     support = carriers(field, np.asarray(found.mean) * scale[:, None, None])
-    moments = SparseMoments(support, None, source_var[None], noise_var, 0.0)
+    moments = SparseMoments(support, None, source_var[None], unit.rows[None] ** 2, 0.0)
     energies = np.asarray(found.energies, float).reshape(len(source_var), -1)
     return SparseResult(
         moments,
-        {"noise_std": levels},
+        {"noise_std": unit.levels},
         {},
         {"energy": energies[:, ~np.all(np.isnan(energies), axis=0)]},
         {"residual": float(np.max(found.residual)), "limit": options["tol"]},
         np.nan,
-        status if np.all(found.is_converged) else Status.NOT_CONVERGED,
+        unit.status if np.all(found.is_converged) else Status.NOT_CONVERGED,
     )
 
 
 def _maximum_entropy(model, problem, field, options):
-    levels, status = noise_level(model, problem)
-    rows = levels[problem.noise_group]
+    unit = at_unit_noise(model, problem, np.asarray(field, float))
+    data, field = unit.data, unit.field
     scale = depth_scale(model, problem)
-    data = problem.data / rows[:, None]
-    field = np.asarray(field, float) / rows[:, None, None]
     score = maximum_entropy.score(data, field * scale[:, None])
     labels = grow_parcels(problem.neighbours, score, options["parcel_steps"])
     # Smooth inside parcels: no step leads from one to another.
@@ -263,18 +258,18 @@ def _maximum_entropy(model, problem, field, options):
         carriers(field, mean.reshape(n_sources, d, n_times)),
         None,
         (share[labels] * source_var[:, None]).T[None],
-        rows[None] ** 2,
+        unit.rows[None] ** 2,
         0.0,
         patterns=patterns,
     )
     return SparseResult(
         moments,
-        {"noise_std": levels},
+        {"noise_std": unit.levels},
         {},
         {"parcel": labels, "share": share, "dual": np.asarray(found.value, float)},
         {"residual": float(np.max(found.residual)), "limit": options["tol"]},
         np.nan,
-        status if np.all(found.is_converged) else Status.NOT_CONVERGED,
+        unit.status if np.all(found.is_converged) else Status.NOT_CONVERGED,
     )
 
 

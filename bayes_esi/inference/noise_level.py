@@ -1,5 +1,7 @@
 """The level of the noise for methods that have no evidence to find it by."""
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
 
@@ -7,7 +9,25 @@ from ..core.status import Status
 from ..models.gaussian import GaussianSources
 from . import source_inference
 
-__all__ = ["noise_level"]
+__all__ = ["UnitNoise", "at_unit_noise", "noise_level"]
+
+
+class UnitNoise(NamedTuple):
+    """Whitened data and lead field, divided by the level of the noise."""
+
+    data: np.ndarray  # (rank, n_times)
+    field: np.ndarray  # (rank, n_sources, d)
+    rows: np.ndarray  # (rank,): the level of each row
+    levels: np.ndarray  # (n_groups,)
+    status: Status  # of `noise_level`
+
+
+def at_unit_noise(model, problem, field):
+    """Divide data and lead field by the `noise_level`, so that the noise is white of level 1."""
+    levels, status = noise_level(model, problem)
+    rows = levels[problem.noise_group]
+    data, field = problem.data / rows[:, None], field / rows[:, None, None]
+    return UnitNoise(data, field, rows, levels, status)
 
 
 def noise_level(model, problem):

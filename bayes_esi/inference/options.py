@@ -2,7 +2,7 @@
 
 from ..core.checks import check_choice, check_count
 
-__all__ = ["chain_options", "fill_options"]
+__all__ = ["chain_options", "fill_options", "refuse_checkpoint"]
 
 
 def fill_options(table, method, options):
@@ -43,3 +43,9 @@ def chain_options(*, n_warmup, n_samples, n_components):
         "n_samples": (n_samples, lambda name, value: check_count(name, value, minimum=4)),
         "n_components": (n_components, check_count),
     }
+
+
+def refuse_checkpoint(method, checkpoint):
+    """Refuse a checkpoint of a method that has nothing to resume."""
+    if checkpoint is not None:
+        raise ValueError(f"checkpoint: {method} has nothing to resume; leave it out.")

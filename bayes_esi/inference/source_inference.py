@@ -16,7 +16,7 @@ from ..core.drive import progress_bar
 from ..core.status import Status
 from ..models.source_likelihood import prepare
 from . import evidence, nuts, regularisation, separable
-from .options import fill_options
+from .options import fill_options, refuse_checkpoint
 
 __all__ = ["OPTIONS", "SourceResult", "check_options", "run"]
 
@@ -98,8 +98,7 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
     ValueError
         If the model does not fit the problem.
     """
-    if checkpoint is not None:
-        raise ValueError(f"checkpoint: {method} has nothing to resume; leave it out.")
+    refuse_checkpoint(method, checkpoint)
     observed = _observed(options.get("missing"), problem)
     seen = observed if observed.ndim == 1 else observed.all(axis=0)
     prior, typical, hyper, likelihood = prepare(model, problem, seen)

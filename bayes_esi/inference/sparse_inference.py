@@ -32,8 +32,8 @@ from . import (
     tf_mxne,
     time_frequency,
 )
-from .noise_level import noise_level
-from .options import chain_options, fill_options
+from .noise_level import at_unit_noise
+from .options import chain_options, fill_options, refuse_checkpoint
 from .sparse_moments import SparseMoments, SparseResult, check_flag
 
 __all__ = ["OPTIONS", "check_options", "run"]
@@ -97,13 +97,10 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
     ValueError
         If the model does not fit the problem or the method.
     """
-    if checkpoint is not None and method != "gibbs":
-        raise ValueError(f"checkpoint: {method} has nothing to resume; leave it out.")
-    levels, level_status = noise_level(model, problem)
-    rows = levels[problem.noise_group]
-    # From here on the noise is white of level one.
-    scaled = dataclasses.replace(problem, data=problem.data / rows[:, None])
-    field = orient(problem, model.loose).lead_field / rows[:, None, None]
+    if method != "gibbs":
+        refuse_checkpoint(method, checkpoint)
+    unit = at_unit_noise(model, problem, orient(problem, model.loose).lead_field)
+    scaled, field = dataclasses.replace(problem, data=unit.data), unit.field
     with progress_bar(progress, method) as update:
         if method == "gibbs":
             result = _gibbs(key, model, scaled, field, options, checkpoint, update)
@@ -113,12 +110,12 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
             result = _norm(method, model, scaled, field, options)
         update(1.0)
     moments = result.moments
-    status = level_status if result.status is Status.OK else result.status
+    status = unit.status if result.status is Status.OK else result.status
     is_finite = np.all(np.isfinite(moments.source_var))
     return result._replace(
-        moments=moments._replace(noise_var=np.tile(rows**2, (len(moments.source_var), 1))),
-        hyper=result.hyper | {"noise_std": levels},
-        log_evidence=result.log_evidence - problem.n_times * np.sum(np.log(rows)),
+        moments=moments._replace(noise_var=np.tile(unit.rows**2, (len(moments.source_var), 1))),
+        hyper=result.hyper | {"noise_std": unit.levels},
+        log_evidence=result.log_evidence - problem.n_times * np.sum(np.log(unit.rows)),
         status=status if is_finite else Status.NOT_FINITE,
     )
 

@@ -35,7 +35,7 @@ from . import (
     track_renewal,
     track_smc,
 )
-from .options import fill_options
+from .options import fill_options, refuse_checkpoint
 from .resampling import systematic
 from .tempering import stack_traces
 from .track_target import Target
@@ -200,8 +200,7 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
         return _sample_chains(key, target, options, progress, checkpoint)
     if method == "smc":
         return _temper(key, target, options, progress, checkpoint)
-    if checkpoint is not None:
-        raise ValueError(f"checkpoint: {method} has nothing to resume; leave it out.")
+    refuse_checkpoint(method, checkpoint)
     key_pilot, key_runs = jax.random.split(key)
     if any(target.prior.is_unknown):
         target = _pilot(key_pilot, target, method, progress)
