@@ -344,14 +344,13 @@ def _nuts(key, model, problem, field, options, update):
         low, high = np.sqrt(spike_slab.variance_grid(problem.data, own)[[0, -1]])
     else:
         low, high = np.asarray(model.source_std) / problem.moment_unit
-    laws = variance_chains.horseshoe(problem.n_sources, low, model.inclusion_prob, own.dtype)
+    prior = variance_chains.horseshoe(problem.n_sources, low, high, model.inclusion_prob, own.dtype)
     drawn = variance_chains.run(
         key,
         problem.data,
         own,
-        laws,
+        prior,
         noise_var=None if model.noise_std is None else model.noise_std**2,
-        largest=high**2,
         n_chains=options["n_chains"],
         n_warmup=options["n_warmup"],
         n_samples=options["n_samples"],

@@ -284,8 +284,10 @@ def _nuts(key, model, problem, field, options, update):
     weights = penalty_weights(model, problem)
     alpha, *chosen = _alpha("nuts", model, problem, field, weights, options)
     n_values = field.shape[2] * problem.n_times
-    laws = variance_chains.group_laplace(alpha, weights, n_values, field.dtype)
-    drawn = variance_chains.run(key, problem.data, field, laws, progress=update, **_chains(options))
+    prior = variance_chains.group_laplace(alpha, weights, n_values, field.dtype)
+    drawn = variance_chains.run(
+        key, problem.data, field, prior, progress=update, **_chains(options)
+    )
     return _mixed(drawn, problem, options, *chosen, drawn.sample_stats, drawn.status)
 
 

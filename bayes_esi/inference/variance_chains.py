@@ -44,7 +44,16 @@ from . import hamiltonian, scale_mixture
 from .mixed_norm import check_problem
 from .nuts import MOST_DIVERGENT
 
-__all__ = ["Draws", "Given", "group_laplace", "horseshoe", "log_likelihood", "program", "run"]
+__all__ = [
+    "Draws",
+    "Given",
+    "Prior",
+    "group_laplace",
+    "horseshoe",
+    "log_likelihood",
+    "program",
+    "run",
+]
 
 _TARGET_ACCEPTANCE = 0.9
 # Variance of the logarithm of a half-Cauchy variable, and of a uniform one's log odds.
@@ -64,6 +73,14 @@ class Given(NamedTuple):
     largest: Float[Array, ""] | None  # c^2, of the horseshoe
 
 
+class Prior(NamedTuple):
+    """Laws of what is unknown but the noise."""
+
+    laws: dict  # site -> NumPyro law
+    spreads: dict  # site -> variance of the coordinate without constraints
+    largest: float | None  # c^2, of the horseshoe
+
+
 class Draws(NamedTuple):
     """Kept draws of all chains."""
 
@@ -77,8 +94,8 @@ class Draws(NamedTuple):
     status: Status  # DIVERGENCES, or OK of what is not told by comparing chains
 
 
-def group_laplace(alpha, weights, n_values, dtype):
-    """Law of variances whose sources are group-Laplace: site -> NumPyro law, variance of its log.
+def group_laplace(alpha, weights, n_values, dtype) -> Prior:
+    """Law of variances whose sources are group-Laplace.
 
     Parameters
     ----------
@@ -92,17 +109,18 @@ def group_laplace(alpha, weights, n_values, dtype):
     dtype = jax.dtypes.canonicalize_dtype(dtype)
     shape = jnp.asarray(0.5 * (n_values + 1), dtype)
     rate = jnp.asarray(0.5 * (alpha * np.asarray(weights)) ** 2, dtype)
-    return {"source_var": (dist.Gamma(shape, rate), polygamma(1, shape))}
+    law = dist.Gamma(shape, rate)
+    return Prior({"source_var": law}, {"source_var": polygamma(1, shape)}, None)
 
 
-def horseshoe(n_sources, visible, probability, dtype):
-    """Laws of local and overall deviations: site -> NumPyro law, variance of its coordinate.
+def horseshoe(n_sources, visible, largest, probability, dtype) -> Prior:
+    """Laws of local and overall deviations.
 
     Parameters
     ----------
     n_sources : int
-    visible : float
-        Deviation at which a source is told from noise.
+    visible, largest : float
+        Deviation at which a source is told from noise, and c.
     probability : float, optional
         Guess of the share of sources that are active, p: the overall deviation is half-Cauchy with
         scale `visible` p / (1 - p). None: log-uniform from `visible` / n_sources to `visible`.
@@ -111,22 +129,25 @@ def horseshoe(n_sources, visible, probability, dtype):
     dtype = jax.dtypes.canonicalize_dtype(dtype)
     if probability is None:
         ends = (jnp.asarray(v, dtype) for v in (visible / n_sources, visible))
-        overall = dist.LogUniform(*ends), _LOGISTIC
+        overall, spread = dist.LogUniform(*ends), _LOGISTIC
     else:
         scale = jnp.asarray(visible * probability / (1 - probability), dtype)
-        overall = dist.HalfCauchy(scale), _HALF_CAUCHY
+        overall, spread = dist.HalfCauchy(scale), _HALF_CAUCHY
     local = dist.HalfCauchy(jnp.ones(n_sources, dtype))
-    return {"local_std": (local, _HALF_CAUCHY), "overall_std": overall}
+    return Prior(
+        {"local_std": local, "overall_std": overall},
+        {"local_std": _HALF_CAUCHY, "overall_std": spread},
+        largest**2,
+    )
 
 
 def run(
     key,
     data,
     lead_field,
-    laws,
+    prior,
     *,
     noise_var=1.0,
-    largest=None,
     n_chains=4,
     n_warmup=500,
     n_samples=500,
@@ -141,12 +162,10 @@ def run(
         Whitened.
     lead_field : (m, n_sources, d) array
         Whitened.
-    laws : dict
+    prior : Prior
         Of `group_laplace` or `horseshoe`.
     noise_var : float, optional
         None: unknown.
-    largest : float, optional
-        Of the horseshoe: largest variance of a source, c^2.
     n_chains, n_warmup, n_samples : int
         Steps of the warm-up adapt step size and mass matrix and are forgotten.
     progress : callable
@@ -167,56 +186,36 @@ def run(
     dtype = jax.dtypes.canonicalize_dtype(np.asarray(lead_field).dtype)
     if noise_var is not None:
         noise_var = jnp.asarray(check_positive("noise_var", noise_var), dtype)
-    if largest is not None:
-        largest = jnp.asarray(check_positive("largest", largest), dtype)
     scores, values, _ = np.linalg.svd(np.asarray(data, np.float64), full_matrices=False)
-    field = jnp.asarray(lead_field, dtype)
     given = Given(
         jnp.asarray(scores * values, dtype),
         jnp.asarray(data.shape[1], dtype),
-        field,
+        jnp.asarray(lead_field, dtype),
         noise_var,
-        largest,
+        None if prior.largest is None else jnp.asarray(prior.largest, dtype),
     )
-    spreads = {name: spread for name, (_, spread) in laws.items()}
-    laws = {name: law for name, (law, _) in laws.items()}
-    transforms = {name: dist.biject_to(law.support) for name, law in laws.items()}
     key_start, key_run, key_sources = jax.random.split(key, 3)
-    coordinates, variances = {}, {}
-    for i, (name, law) in enumerate(laws.items()):
-        drawn = law.sample(jax.random.fold_in(key_start, i), (n_chains,))
-        if name == "local_std":
-            drawn = jnp.clip(drawn, 1 / _FARTHEST, _FARTHEST)
-        coordinates[name] = transforms[name].inv(drawn)
-        variances[name] = jnp.full(law.batch_shape, spreads[name], dtype)
-    if noise_var is None:
-        coordinates["log_noise_var"] = jnp.zeros(n_chains, dtype)
-        variances["log_noise_var"] = jnp.asarray(2 / data.size, dtype)
     info = hamiltonian.run(
         key_run,
         program,
-        (given, laws),
-        coordinates,
-        variances,
+        (given, prior.laws),
+        *_starts(key_start, prior, given, n_chains, data.size),
         n_warmup=n_warmup,
         n_samples=n_samples,
         target_acceptance=_TARGET_ACCEPTANCE,
         progress=progress,
     )
-    drawn = {name: info.coordinates[name] for name in laws}
-    drawn = {name: np.asarray(transforms[name](v)) for name, v in drawn.items()}
+    drawn = {
+        name: np.asarray(dist.biject_to(law.support)(info.coordinates[name]))
+        for name, law in prior.laws.items()
+    }
     if noise_var is None:
         level = np.exp(info.coordinates["log_noise_var"])
     else:
         level = np.full((n_chains, n_samples), noise_var)
     source_var = np.asarray(_source_var(drawn, given))
-    norm, is_loud = _sources(
-        jax.random.split(key_sources, (n_chains, n_samples)),
-        source_var,
-        level,
-        jnp.asarray(data, dtype),
-        field,
-    )
+    keys = jax.random.split(key_sources, (n_chains, n_samples))
+    norm, is_loud = _sources(keys, source_var, level, jnp.asarray(data, dtype), given.field)
     return Draws(
         source_var.astype(np.float64),
         level.astype(np.float64),
@@ -269,6 +268,22 @@ def _source_var(drawn, given):
         return drawn["source_var"]
     square = (drawn["overall_std"][..., None] * drawn["local_std"]) ** 2
     return given.largest * square / (given.largest + square)
+
+
+def _starts(key, prior, given, n_chains, n_values):
+    """Coordinates without constraints, drawn from the prior, and guesses of their variances."""
+    dtype = given.field.dtype
+    coordinates, variances = {}, {}
+    for i, (name, law) in enumerate(prior.laws.items()):
+        drawn = law.sample(jax.random.fold_in(key, i), (n_chains,))
+        if name == "local_std":
+            drawn = jnp.clip(drawn, 1 / _FARTHEST, _FARTHEST)
+        coordinates[name] = dist.biject_to(law.support).inv(drawn)
+        variances[name] = jnp.full(law.batch_shape, prior.spreads[name], dtype)
+    if given.noise_var is None:
+        coordinates["log_noise_var"] = jnp.zeros(n_chains, dtype)
+        variances["log_noise_var"] = jnp.asarray(2 / n_values, dtype)
+    return coordinates, variances
 
 
 @jax.jit

@@ -44,8 +44,8 @@ def test_group_laplace_draws_agree_with_gibbs():
     weights = np.linspace(0.7, 1.5, n)
     field = rng.standard_normal((6, n, d))
     data = 2 * rng.standard_normal((6, n_times))
-    laws = variance_chains.group_laplace(alpha, weights, d * n_times, field.dtype)
-    drawn = variance_chains.run(KEY, data, field, laws, **CHAINS)
+    prior = variance_chains.group_laplace(alpha, weights, d * n_times, field.dtype)
+    drawn = variance_chains.run(KEY, data, field, prior, **CHAINS)
     other = scale_mixture.run(
         KEY, data, field, alpha, weights, n_chains=20, n_warmup=100, n_samples=2000
     )
@@ -74,21 +74,21 @@ def test_two_sources_of_a_horseshoe_follow_their_law(probability):
     rng = np.random.default_rng(2)
     field = rng.standard_normal((4, 2, 1)) + 0.5
     data = 3 * field[:, 0] @ np.ones((1, 2)) + rng.standard_normal((4, 2))
-    visible, largest = 0.8, 20.0
-    laws = variance_chains.horseshoe(2, visible, probability, field.dtype)
-    drawn = variance_chains.run(KEY, data, field, laws, largest=largest, **CHAINS)
+    visible, largest = 0.8, 20.0**0.5
+    prior = variance_chains.horseshoe(2, visible, largest, probability, field.dtype)
+    drawn = variance_chains.run(KEY, data, field, prior, **CHAINS)
 
     local = np.linspace(-14, 14, 281)
     if probability is None:
         overall = np.linspace(np.log(visible / 2), np.log(visible), 21)
-        prior = np.zeros(21)
+        log_prior = np.zeros(21)
     else:
         overall = np.linspace(-14, 10, 121)
-        prior = half_cauchy(overall - np.log(visible * 0.3 / 0.7))
+        log_prior = half_cauchy(overall - np.log(visible * 0.3 / 0.7))
     one, two, both = np.meshgrid(local, local, overall, indexing="ij", sparse=True)
-    log_density = half_cauchy(one) + half_cauchy(two) + prior
+    log_density = half_cauchy(one) + half_cauchy(two) + log_prior
     v = [np.exp(2 * (a + both)) for a in (one, two)]
-    v = [largest * a / (largest + a) for a in v]
+    v = [a / (1 + a / largest**2) for a in v]
     gram = np.einsum("mi,mj->ij", field[:, :, 0], field[:, :, 0])
     cross = field[:, :, 0].T @ data
     # |I + V K| and data' (I + G V G')^-1 data by the two sources' own inner products.
@@ -116,14 +116,14 @@ def test_unknown_noise_follows_its_law():
     rng = np.random.default_rng(3)
     field = rng.standard_normal((6, 1, 1))
     data = 2 * field[:, 0] + 1.5 * rng.standard_normal((6, 3))
-    visible, largest = 0.5, 10.0
-    laws = variance_chains.horseshoe(1, visible, 0.5, field.dtype)
-    drawn = variance_chains.run(KEY, data, field, laws, noise_var=None, largest=largest, **CHAINS)
+    visible, largest = 0.5, 10.0**0.5
+    prior = variance_chains.horseshoe(1, visible, largest, 0.5, field.dtype)
+    drawn = variance_chains.run(KEY, data, field, prior, noise_var=None, **CHAINS)
     local = np.linspace(-12, 12, 241)[:, None, None]
     overall = np.linspace(-12, 10, 221)[:, None]
     noise = np.linspace(-3, 4, 141)
     v = np.exp(2 * (local + overall))
-    v = largest * v / (largest + v)
+    v = v / (1 + v / largest**2)
     power = np.sum(field**2)
     s = np.exp(noise)
     explained = np.sum((field[:, 0].T @ data) ** 2)
@@ -143,8 +143,8 @@ def test_without_data_the_prior_is_drawn_by_a_diagonal_mass_matrix_too():
     n, n_times = 120, 3
     field = 1e-8 * np.random.default_rng(0).standard_normal((4, n, 2))
     data = np.full((4, n_times), 1e-6)
-    laws = variance_chains.group_laplace(2.0, np.ones(n), 2 * n_times, field.dtype)
-    drawn = variance_chains.run(KEY, data, field, laws, **CHAINS)
+    prior = variance_chains.group_laplace(2.0, np.ones(n), 2 * n_times, field.dtype)
+    drawn = variance_chains.run(KEY, data, field, prior, **CHAINS)
     law = stats.gamma(0.5 * (2 * n_times + 1), scale=2 / 2.0**2)
     # 480,000 draws of 120 independent variances, chains mix within some steps.
     found = drawn.source_var
@@ -156,8 +156,8 @@ def test_without_data_the_prior_is_drawn_by_a_diagonal_mass_matrix_too():
 
 
 def test_bad_input_is_named():
-    laws = variance_chains.group_laplace(1.0, np.ones(2), 3, np.float64)
+    prior = variance_chains.group_laplace(1.0, np.ones(2), 3, np.float64)
     field, data = np.ones((3, 2, 1)), np.ones((3, 3))
-    for bad in ({"n_chains": 0}, {"noise_var": -1.0}, {"largest": 0.0}):
+    for bad in ({"n_chains": 0}, {"noise_var": -1.0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            variance_chains.run(KEY, data, field, laws, **bad)
+            variance_chains.run(KEY, data, field, prior, **bad)
