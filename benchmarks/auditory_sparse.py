@@ -1,4 +1,4 @@
-"""What all sparse methods make of a real recording: how far from the dipoles that SMC finds.
+"""What sparse methods make of a real recording: how far from the dipoles that SMC finds.
 
     OPENBLAS_NUM_THREADS=1 uv run python benchmarks/auditory_sparse.py --data FOLDER --out FILE.json
 
@@ -7,7 +7,8 @@ low-passed at 40 Hz and decimated to 86 Hz, 45-135 ms; 4,157 places with free or
 dipoles are those of `StaticDipoles` within 20 mm of where tests expect the auditory cortices. Of
 each method, with the noise level found and with that of the given covariance: its status, the
 number of active sources, its strongest source (that whose field has the most power) and the
-distance from that to the nearest of these dipoles.
+distance from that to the nearest of these dipoles. `nuts`, which would take hours here, and the
+draws of the law behind the mixed norm are left out.
 """
 
 import argparse

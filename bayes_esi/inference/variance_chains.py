@@ -14,9 +14,9 @@ factor: tr(G_j' dL/dS G_j) has all derivatives.
 The sources are drawn afterwards, given each draw of the variances, to tell which are loud (see
 `scale_mixture`). Neither law has zeros, so that no draw says which sources are active.
 
-*What to expect.* Trajectories are long, some hundred gradients under a horseshoe, and chains may
-stick where one source stands for its neighbour, which R-hat tells. The Gibbs samplers of either
-model are faster for the same accuracy; this one is their check.
+*What to expect.* Trajectories of a dozen gradients for the first law, of hundreds for the second;
+a sweep of `scale_mixture` costs about one gradient. Chains of a horseshoe may stick where one
+source stands for its neighbour, which R-hat tells.
 
 Cost: 2 m^2 n d a gradient and chain, n sources of d components, m channels; memory O(m n d) a
 chain.
