@@ -210,7 +210,8 @@ def _fixed(options):
     own = columns[:, :, None]
     most, rows = mixed_norm.alpha_max(data, own), len(data)
     energy = 0.5 * float(np.sum(data.astype(float) ** 2))
-    targets = np.asfortranarray(data)
+    # The others compute in double precision.
+    columns, targets = (np.asfortranarray(a, dtype=float) for a in (columns, data))
     result = _sizes(data, field)
     for percent in (60, 40, 20):
         alpha = percent / 100 * most
@@ -266,12 +267,13 @@ def _minimum_current(options):
     if not options.no_peer:
         from celer.homotopy import celer_path
 
-        columns = np.asfortranarray(field.reshape(m, n * d))
+        columns = np.asfortranarray(field.reshape(m, n * d), dtype=float)
+        targets = few.astype(float)
 
         def celer():
             return [
                 celer_path(
-                    columns, few[:, t].copy(), "grouplasso", groups=3,
+                    columns, targets[:, t].copy(), "grouplasso", groups=3,
                     weights=np.ones(n), alphas=[alpha[t] / m], tol=TOL,
                 )[1][:, 0]
                 for t in range(N_SAMPLES)

@@ -114,6 +114,10 @@ def test_sparse_sources_are_those_of_the_kept_results():
     for name in ("celer", "skglm"):
         ratios = sorted(speed["fixed"][f"{p}_{name}_ratio"] for p in (60, 40, 20))
         assert f"{ratios[0]:.1f} to {ratios[-1]:.1f} times" in readme
+    single = json.loads((results / "sparse_sources_cpu_float32.json").read_text("utf-8"))
+    assert f"at 20 % takes {single['mixed_norm']['20_ours_s']:.2f} s" in readme
+    assert f"sparse Bayes {single['sparse_bayes']['ours_s']:.1f} s, SURE " in readme
+    assert f"SURE {single['sure']['ours_s']:.2f} s." in readme
 
     found = json.loads((results / "auditory_sparse.json").read_text("utf-8"))["methods"]
     own = {row["method"]: row for row in found if row["noise"] == "found"}
