@@ -38,6 +38,11 @@ class Info(NamedTuple):
     energy: jax.Array
     potential_energy: jax.Array  # minus the log density of the coordinates
 
+    def statistics(self):
+        """What ArviZ expects of each draw: name -> array."""
+        names = ("diverging", "n_steps", "acceptance_rate", "energy")
+        return {name: getattr(self, name) for name in names}
+
 
 def init(key, program, arguments, coordinates, variances, n_warmup, target_acceptance):
     """Start one chain.
@@ -123,7 +128,7 @@ def run(
         if done + _CHUNK > n_warmup:
             kept.append(info)
         progress(
-            (done + _CHUNK) / n_total,
+            min(done + _CHUNK, n_total) / n_total,
             phase="warm-up" if done + _CHUNK <= n_warmup else "sampling",
             step_size=f"{info.step_size[:, -1].mean():.2g}",
             divergences=sum(int(part.diverging.sum()) for part in kept),

@@ -144,7 +144,8 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
             }[method]
             result = solve(model, problem, field, options)
         update(1.0)
-    is_finite = np.all(np.isfinite(result.moments.source_var))
+    variances = result.moments.source_var, result.moments.noise_var
+    is_finite = all(np.all(np.isfinite(own)) for own in variances)
     return result if is_finite else result._replace(status=Status.NOT_FINITE)
 
 
@@ -286,7 +287,7 @@ def _gibbs(key, model, problem, field, options, checkpoint, update):
         np.asarray(field) * scale[:, None],
         bounds=bounds,
         probability=model.inclusion_prob,
-        noise_var=None if model.noise_std is None else model.noise_std**2,
+        noise_var=_known_noise_var(model),
         checkpoint=checkpoint,
         progress=update,
         **own,
@@ -338,19 +339,18 @@ def _gibbs(key, model, problem, field, options, checkpoint, update):
 def _nuts(key, model, problem, field, options, update):
     from . import variance_chains  # NumPyro takes a second to import
 
-    scale = depth_scale(model, problem)
+    scale = depth_scale(model, problem).astype(field.dtype)
     own = np.asarray(field) * scale[:, None]
-    if model.source_std is None:
-        low, high = np.sqrt(spike_slab.variance_grid(problem.data, own)[[0, -1]])
-    else:
-        low, high = np.asarray(model.source_std) / problem.moment_unit
+    low, high = np.sqrt(spike_slab.variance_range(problem.data, own))
+    if model.source_std is not None:
+        high = model.source_std[1] / problem.moment_unit
     prior = variance_chains.horseshoe(problem.n_sources, low, high, model.inclusion_prob, own.dtype)
     drawn = variance_chains.run(
         key,
         problem.data,
         own,
         prior,
-        noise_var=None if model.noise_std is None else model.noise_std**2,
+        noise_var=_known_noise_var(model),
         n_chains=options["n_chains"],
         n_warmup=options["n_warmup"],
         n_samples=options["n_samples"],
@@ -369,6 +369,10 @@ def _nuts(key, model, problem, field, options, update):
         noise_var=drawn.noise_var,
         status=drawn.status,
     )
+
+
+def _known_noise_var(model):
+    return None if model.noise_std is None else model.noise_std**2
 
 
 def _spread(inclusion, neighbours):

@@ -39,7 +39,8 @@ def mix(drawn, problem, hyper, draws, *, n_components, trace, noise_var=None, st
     SparseResult
         Its draws also have the strength |X_j| of the sources that are listed, in A·m.
     """
-    exceedance = drawn.is_loud.mean(axis=(0, 1))
+    of_chains = drawn.is_loud.mean(axis=1)
+    exceedance = of_chains.mean(axis=0)
     support = np.flatnonzero(exceedance >= _EXCEEDING)
     pooled = drawn.source_var.reshape(-1, problem.n_sources)
     chosen = spread_out(len(pooled), n_components)
@@ -52,13 +53,14 @@ def mix(drawn, problem, hyper, draws, *, n_components, trace, noise_var=None, st
         0.0,
         exceedance,
     )
-    draws = draws | {"strength": problem.moment_unit * drawn.norm[:, :, support]}
-    watched = [drawn.log_density, *draws.values()]
+    # Chains that have stuck at different sources agree on none of them.
+    of_any = np.any(of_chains >= _EXCEEDING, axis=0)
+    watched = [drawn.log_density, *draws.values(), drawn.norm[:, :, of_any]]
     r_hat = max(float(np.max(nuts.split_r_hat(w), initial=1.0)) for w in watched)
     return SparseResult(
         moments,
         hyper,
-        draws,
+        draws | {"strength": problem.moment_unit * drawn.norm[:, :, support]},
         {"log_density": drawn.log_density} | trace,
         {"r_hat": r_hat, "limit": nuts.MOST_R_HAT},
         np.nan,

@@ -49,6 +49,7 @@ from ..core.types import Array, Float
 from . import group_scales
 
 __all__ = [
+    "Ahead",
     "MixedNorm",
     "Problem",
     "State",
@@ -120,7 +121,13 @@ class State(NamedTuple):
     inner: float  # <Y, residual>
     penalty: float  # sum_j w_j |X_j|
     n_steps: int
-    outlook: np.ndarray | None = None  # (n,) `ratio` as it is expected at the solution
+
+
+class Ahead(NamedTuple):
+    """Where a path is heading, to start from."""
+
+    scales: np.ndarray  # (n,)
+    ratio: np.ndarray  # (n,)
 
 
 def run(data, lead_field, alpha, weights=None, *, tol=1e-6, max_steps=100):
@@ -173,11 +180,11 @@ def run_path(data, lead_field, alphas=None, weights=None, *, tol=1e-6, max_steps
     alphas = [check_positive("alpha", a, remedy="See alpha_max.") for a in np.atleast_1d(alphas)]
     found, before = [], state
     for i, alpha in enumerate(alphas):
-        start = state
+        ahead = None
         if i >= 2 and alphas[i - 1] != alphas[i - 2]:
-            start = _ahead(before, state, *alphas[i - 2 : i + 1])
+            ahead = _ahead(before, state, *alphas[i - 2 : i + 1])
         before = state
-        state, result = solve(problem, alpha, start, tol=tol, max_steps=max_steps)
+        state, result = solve(problem, alpha, state, ahead, tol=tol, max_steps=max_steps)
         if problem.field.dtype == np.float32:
             objective, gap = certify(
                 data, lead_field, alpha, result.support, result.sources, weights
@@ -189,7 +196,7 @@ def run_path(data, lead_field, alphas=None, weights=None, *, tol=1e-6, max_steps
 
 
 def _ahead(before, last, alpha_before, alpha_last, alpha):
-    """Where to start: scales and correlations move on as they moved from one alpha to the next.
+    """Scales and correlations move on as they moved from one alpha to the next.
 
     Sources may come close to zero, but whether they get there is found by the steps.
     """
@@ -198,8 +205,8 @@ def _ahead(before, last, alpha_before, alpha_last, alpha):
     moved = np.clip(moved, _LEAST_SHARE * last.scales, last.scales / _LEAST_SHARE)
     is_old = (last.scales > 0) & (before.scales > 0)
     ratio = last.ratio / alpha_last
-    outlook = alpha * (ratio + share * (ratio - before.ratio / alpha_before))
-    return last._replace(scales=np.where(is_old, moved, last.scales), outlook=outlook)
+    ratio = alpha * (ratio + share * (ratio - before.ratio / alpha_before))
+    return Ahead(np.where(is_old, moved, last.scales), ratio)
 
 
 def alpha_max(data, lead_field, weights=None):
@@ -274,8 +281,8 @@ def init(problem: Problem) -> State:
     )
 
 
-def solve(problem: Problem, alpha, start: State, *, tol=1e-6, max_steps=100):
-    """Solve a prepared problem from an estimate, perhaps of another alpha.
+def solve(problem: Problem, alpha, start: State, ahead=None, *, tol=1e-6, max_steps=100):
+    """Solve a prepared problem from an estimate, perhaps of another alpha, and an `Ahead` of it.
 
     Returns
     -------
@@ -283,7 +290,7 @@ def solve(problem: Problem, alpha, start: State, *, tol=1e-6, max_steps=100):
     """
     if problem.field.dtype == np.float32:
         tol = max(tol, _FLOAT32_TOL)
-    state, gap = _settle(problem, alpha, start._replace(n_steps=0), tol, max_steps)
+    state, gap = _settle(problem, alpha, start._replace(n_steps=0), ahead, tol, max_steps)
     norms = np.asarray(jnp.sqrt(jnp.sum(state.sources**2, axis=(1, 2))))
     is_active = norms > 0
     order = np.argsort(state.chosen[is_active])
@@ -300,7 +307,7 @@ def solve(problem: Problem, alpha, start: State, *, tol=1e-6, max_steps=100):
     return state, result
 
 
-def _settle(problem, alpha, state, tol, max_steps):
+def _settle(problem, alpha, state, ahead, tol, max_steps):
     """Step until the gap is small, or nothing changes."""
     best, last = -np.inf, None
     for i in range(max_steps + 1):
@@ -311,18 +318,19 @@ def _settle(problem, alpha, state, tol, max_steps):
         if gap <= tol or last == (objective, state.chosen.size) or i == max_steps:
             break
         last = (objective, state.chosen.size)
-        state = step(problem, alpha, state, gap, tol, max_steps)
+        state = step(problem, alpha, state, ahead, gap, tol, max_steps)
+        ahead = None
     return state, gap
 
 
-def step(problem: Problem, alpha, state: State, gap, tol, max_steps) -> State:
+def step(problem: Problem, alpha, state: State, ahead, gap, tol, max_steps) -> State:
     """Solve on a working set, or among candidates where there are many sources; survey them all."""
-    ratio = (state.ratio if state.outlook is None else state.outlook) / alpha
-    n = ratio.size
+    start = Ahead(state.scales, state.ratio) if ahead is None else ahead
+    ratio, n = start.ratio / alpha, start.ratio.size
     n_active = int(np.count_nonzero(state.scales))
     size, most = _CANDIDATES
     n_wanted = int(np.count_nonzero((ratio > 1) & (state.scales == 0)))
-    if state.outlook is not None:
+    if ahead is not None:
         n_wanted += _ROOM  # an expectation, no count
     working = working_size(n_active, n_wanted, n)
     wanted = max(2 * working, min(n_wanted, most))
@@ -333,14 +341,14 @@ def step(problem: Problem, alpha, state: State, gap, tol, max_steps) -> State:
     is_first = n_wanted > n_active + (working if is_small else size)
     tol = max(_INNER_SHARE * tol, _OUTER_SHARE * gap) if is_first else _INNER_SHARE * tol
     if is_small:
-        chosen = choose(state.scales, ratio, problem.reach, working)
-        found = _solve_chosen(problem, alpha, chosen, state.scales[chosen], tol)
+        chosen = choose(start.scales, ratio, problem.reach, working)
+        found = _solve_chosen(problem, alpha, chosen, start.scales[chosen], tol)
         residual, sources = found.residual, found.sources
         n_steps = int(found.n_steps)
         penalty = (float(found.value) - 0.5 * float(jnp.sum(residual**2))) / float(alpha)
         active_scales = np.asarray(found.scales, float)
     else:
-        some = choose(state.scales, ratio, problem.reach, size)
+        some = choose(start.scales, ratio, problem.reach, size)
         few = Problem(
             field=_take(problem.field, some),
             single=None,
@@ -351,13 +359,9 @@ def step(problem: Problem, alpha, state: State, gap, tol, max_steps) -> State:
             rotation=problem.rotation,
             energy=problem.energy,
         )
-        inner = state._replace(
-            scales=state.scales[some],
-            ratio=state.ratio[some],
-            outlook=alpha * ratio[some],
-            n_steps=0,
-        )
-        inner, _ = _settle(few, alpha, inner, tol, max_steps)
+        inner = state._replace(scales=state.scales[some], ratio=state.ratio[some], n_steps=0)
+        own = None if ahead is None else Ahead(*(values[some] for values in ahead))
+        inner, _ = _settle(few, alpha, inner, own, tol, max_steps)
         chosen, residual, sources = some[inner.chosen], inner.residual, inner.sources
         active_scales, n_steps, penalty = inner.scales[inner.chosen], inner.n_steps, inner.penalty
     ratio, square, inner_product = survey(problem, residual)

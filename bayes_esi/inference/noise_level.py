@@ -25,7 +25,7 @@ class UnitNoise(NamedTuple):
 def at_unit_noise(model, problem, field):
     """Divide data and lead field by the `noise_level`, so that the noise is white of level 1."""
     levels, status = noise_level(model, problem)
-    rows = levels[problem.noise_group]
+    rows = levels[problem.noise_group].astype(field.dtype)
     data, field = problem.data / rows[:, None], field / rows[:, None, None]
     return UnitNoise(data, field, rows, levels, status)
 

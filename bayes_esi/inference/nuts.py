@@ -98,13 +98,7 @@ def run(key, likelihood, hyper, optimum, *, n_chains, n_warmup, n_samples, progr
         name: np.asarray(transforms[name](values), np.float64)
         for name, values in info.coordinates.items()
     }
-    stats = {
-        "diverging": info.diverging,
-        "n_steps": info.n_steps,
-        "acceptance_rate": info.acceptance_rate,
-        "energy": info.energy,
-    }
-    return Draws(draws, stats, _verdict(draws, info.diverging))
+    return Draws(draws, info.statistics(), _verdict(draws, info.diverging))
 
 
 def split_r_hat(draws):

@@ -149,7 +149,12 @@ def run(
     def advance(state, start, stop):
         states, kept = state
         states, info = _sweeps(states, given, stop - start)
-        _keep(kept, start - n_warmup, info, limits)
+        if start >= n_warmup:
+            rows = slice(start - n_warmup, stop - n_warmup)
+            kept.source_var[:, rows] = info.source_var
+            kept.norm[:, rows] = info.norm
+            kept.is_loud[:, rows] = np.asarray(info.field_power) > limits
+            kept.log_density[:, rows] = info.log_density
         return states, kept
 
     _, kept = run_in_chunks(
@@ -158,6 +163,7 @@ def run(
         n_warmup + n_samples,
         Checkpoint(checkpoint, identity),
         chunk=_CHUNK,
+        n_warmup=n_warmup,
         progress=progress,
     )
     return kept
@@ -240,16 +246,3 @@ def _sweeps(states, given, n_sweeps):
         return lax.scan(lambda s, _: step(s, given), state, length=n_sweeps)
 
     return lax.map(chain, states)
-
-
-def _keep(kept, start, info, limits):
-    """Put in sweeps from `start` on, those before 0 being the warm-up."""
-    skip = max(-start, 0)
-    length = info.norm.shape[1] - skip
-    if length <= 0:
-        return
-    rows = slice(start + skip, start + skip + length)
-    kept.source_var[:, rows] = info.source_var[:, skip:]
-    kept.norm[:, rows] = info.norm[:, skip:]
-    kept.is_loud[:, rows] = np.asarray(info.field_power)[:, skip:] > limits
-    kept.log_density[:, rows] = info.log_density[:, skip:]

@@ -274,28 +274,30 @@ def _gibbs(key, model, problem, field, options, checkpoint, update):
         progress=update,
         **_chains(options),
     )
-    return _mixed(drawn, problem, options, *chosen)
+    return _mixed(drawn, problem, options, chosen)
 
 
 def _nuts(key, model, problem, field, options, update):
-    # NumPyro takes a second to import, and what was compiled before is compiled again.
+    # First of all: what was compiled before NumPyro is there would be compiled again.
     from . import variance_chains
 
     weights = penalty_weights(model, problem)
     alpha, *chosen = _alpha("nuts", model, problem, field, weights, options)
     n_values = field.shape[2] * problem.n_times
     prior = variance_chains.group_laplace(alpha, weights, n_values, field.dtype)
-    drawn = variance_chains.run(
-        key, problem.data, field, prior, progress=update, **_chains(options)
-    )
-    return _mixed(drawn, problem, options, *chosen, drawn.sample_stats, drawn.status)
+    chains = _chains(options)
+    drawn = variance_chains.run(key, problem.data, field, prior, progress=update, **chains)
+    return _mixed(drawn, problem, options, chosen, stats=drawn.sample_stats, status=drawn.status)
 
 
 def _chains(options):
     return {name: options[name] for name in ("n_chains", "n_warmup", "n_samples")}
 
 
-def _mixed(drawn, problem, options, share, trace, is_at_end, stats=None, status=Status.OK):
+def _mixed(drawn, problem, options, chosen, *, stats=None, status=Status.OK):
+    share, trace, is_at_end = chosen
+    if status is Status.OK and is_at_end:
+        status = Status.SCALE_AT_BOUND
     return loud_sources.mix(
         drawn,
         problem,
@@ -303,5 +305,5 @@ def _mixed(drawn, problem, options, share, trace, is_at_end, stats=None, status=
         {},
         n_components=options["n_components"],
         trace=trace | (stats or {}),
-        status=Status.SCALE_AT_BOUND if is_at_end else status,
+        status=status,
     )

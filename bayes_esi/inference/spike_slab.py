@@ -46,7 +46,17 @@ from ..core.drive import Checkpoint, fingerprint, run_in_chunks
 from ..core.types import Array, Bool, Float, Int, Key
 from ..models.hierarchical import log_odds
 
-__all__ = ["Draws", "Given", "State", "init", "prepare", "run", "step", "variance_grid"]
+__all__ = [
+    "Draws",
+    "Given",
+    "State",
+    "init",
+    "prepare",
+    "run",
+    "step",
+    "variance_grid",
+    "variance_range",
+]
 
 # Sweeps of all chains between looks at the clock and the checkpoint.
 _CHUNK = 10
@@ -208,11 +218,12 @@ def prepare(data, lead_field, bounds=None, probability=None, max_active=10) -> G
     )
 
 
-def variance_grid(data, lead_field):
-    """Variances that data can speak of, a source of middling lead field: (n_scales,) array.
+def variance_range(data, lead_field):
+    """Variances that data can speak of, a source of middling lead field: least and largest.
 
-    From the weakest that is told from noise, whose log likelihood ratio is four nats on average, to
-    ten times the power of the data or more. Weaker ones would be active or not as the prior likes.
+    From the weakest that is told from noise of level 1, whose log likelihood ratio is four nats on
+    average, to ten times the power of the data. Weaker ones would be active or not as the prior
+    likes.
     """
     data = check_array("data", data, ndim=2)
     d, n_times = lead_field.shape[2], data.shape[1]
@@ -220,11 +231,17 @@ def variance_grid(data, lead_field):
     power = np.sum(np.square(data, dtype=np.float64)) / (d * n_times)
     # At small ratios r of signal to noise it is d n_times r^2 / 4.
     low = _VISIBLE / np.sqrt(d * n_times)
-    step = _grid_step(d * n_times)
-    wanted = np.log(max(10 * power / low, 100)) / step + 1
+    return low / gain, max(10 * power, 100 * low) / gain
+
+
+def variance_grid(data, lead_field):
+    """Variances over `variance_range` and some more: (n_scales,) array."""
+    low, high = variance_range(data, lead_field)
+    step = _grid_step(lead_field.shape[2] * data.shape[1])
+    wanted = np.log(high / low) / step + 1
     # Few sizes, so that other data need not compile again.
     n_scales = next(k * 2**i for i in range(60) for k in (8, 12) if k * 2**i >= wanted)
-    return low / gain * np.exp(step * np.arange(n_scales))
+    return low * np.exp(step * np.arange(n_scales))
 
 
 def _grid_step(n_amplitudes):

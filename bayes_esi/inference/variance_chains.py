@@ -5,10 +5,11 @@
 The unknown are either the variances themselves, `source_var`, under the gamma law that makes
 sources group-Laplace, or those of a horseshoe,
 
-    g_j = c^2 v_j / (c^2 + v_j),    v_j = (overall_std local_std_j)^2,    local_std_j ~ C+(0, 1)
+    g_j = c^2 v_j / (c^2 + v_j),  v_j = (s overall_std local_std_j)^2,  local_std_j ~ C+(0, 1)
 
 which shrinks most sources hard and strong ones hardly; none is stronger than c. The noise may be
-unknown, p(s^2) ~ 1 / s^2. A gradient needs S = s^2 I + sum_j g_j G_j G_j' only, and its Cholesky
+unknown, p(s^2) ~ 1 / s^2; deviations in units of s keep the posterior proper where sources could
+explain all data. A gradient needs S = s^2 I + sum_j g_j G_j G_j' only, and its Cholesky
 factor: tr(G_j' dL/dS G_j) has all derivatives.
 
 The sources are drawn afterwards, given each draw of the variances, to tell which are loud (see
@@ -56,10 +57,12 @@ __all__ = [
 ]
 
 _TARGET_ACCEPTANCE = 0.9
-# Variance of the logarithm of a half-Cauchy variable, and of a uniform one's log odds.
+# Variance of the logarithm of a half-Cauchy variable, and of the log odds of a uniform one.
 _HALF_CAUCHY, _LOGISTIC = np.pi**2 / 4, np.pi**2 / 3
-# Chains do not start in the tails of half-Cauchy laws, where nothing fits the data.
+# Chains do not start farther out in the tails of half-Cauchy laws, where nothing fits the data.
 _FARTHEST = np.e
+# Deviation of the logarithm of the noise variances that they start with.
+_APART = 0.3
 _HIGH = lax.Precision.HIGHEST
 
 
@@ -86,7 +89,7 @@ class Draws(NamedTuple):
 
     source_var: np.ndarray  # (n_chains, n_samples, n_sources)
     noise_var: np.ndarray  # (n_chains, n_samples)
-    overall_std: np.ndarray | None  # (n_chains, n_samples), of the horseshoe
+    overall_std: np.ndarray | None  # (n_chains, n_samples): s overall_std, of the horseshoe
     norm: np.ndarray  # (n_chains, n_samples, n_sources): |X_j| of a draw of the sources
     is_loud: np.ndarray  # (n_chains, n_samples, n_sources) bool
     log_density: np.ndarray  # (n_chains, n_samples): of coordinates without constraints
@@ -119,25 +122,30 @@ def horseshoe(n_sources, visible, largest, probability, dtype) -> Prior:
     Parameters
     ----------
     n_sources : int
-    visible, largest : float
-        Deviation at which a source is told from noise, and c.
+    visible : float
+        Deviation at which a source is told from noise of level 1.
+    largest : float
+        c, on the scale of the data.
     probability : float, optional
         Guess of the share of sources that are active, p: the overall deviation is half-Cauchy with
         scale `visible` p / (1 - p). None: log-uniform from `visible` / n_sources to `visible`.
     dtype : dtype
     """
     dtype = jax.dtypes.canonicalize_dtype(dtype)
+    local = dist.HalfCauchy(jnp.ones(n_sources, dtype))
     if probability is None:
-        ends = (jnp.asarray(v, dtype) for v in (visible / n_sources, visible))
-        overall, spread = dist.LogUniform(*ends), _LOGISTIC
+        # Of a single source too the deviation has a range.
+        ends = np.log([visible / max(n_sources, 2), visible])
+        name, overall, spread = (
+            "log_overall_std",
+            dist.Uniform(*jnp.asarray(ends, dtype)),
+            _LOGISTIC,
+        )
     else:
         scale = jnp.asarray(visible * probability / (1 - probability), dtype)
-        overall, spread = dist.HalfCauchy(scale), _HALF_CAUCHY
-    local = dist.HalfCauchy(jnp.ones(n_sources, dtype))
+        name, overall, spread = "overall_std", dist.HalfCauchy(scale), _HALF_CAUCHY
     return Prior(
-        {"local_std": local, "overall_std": overall},
-        {"local_std": _HALF_CAUCHY, "overall_std": spread},
-        largest**2,
+        {"local_std": local, name: overall}, {"local_std": _HALF_CAUCHY, name: spread}, largest**2
     )
 
 
@@ -199,7 +207,7 @@ def run(
         key_run,
         program,
         (given, prior.laws),
-        *_starts(key_start, prior, given, n_chains, data.size),
+        *_starts(key_start, prior, given, n_chains),
         n_warmup=n_warmup,
         n_samples=n_samples,
         target_acceptance=_TARGET_ACCEPTANCE,
@@ -209,26 +217,21 @@ def run(
         name: np.asarray(dist.biject_to(law.support)(info.coordinates[name]))
         for name, law in prior.laws.items()
     }
-    if noise_var is None:
-        level = np.exp(info.coordinates["log_noise_var"])
-    else:
-        level = np.full((n_chains, n_samples), noise_var)
-    source_var = np.asarray(_source_var(drawn, given))
+    noise_var = np.full((n_chains, n_samples), noise_var)
+    if given.noise_var is None:
+        noise_var = np.exp(info.coordinates["log_noise_var"])
+    source_var = np.asarray(_source_var(drawn, noise_var, given))
     keys = jax.random.split(key_sources, (n_chains, n_samples))
-    norm, is_loud = _sources(keys, source_var, level, jnp.asarray(data, dtype), given.field)
+    norm, is_loud = _sources(keys, source_var, noise_var, jnp.asarray(data, dtype), given.field)
+    overall = _overall_std(drawn)
     return Draws(
         source_var.astype(np.float64),
-        level.astype(np.float64),
-        drawn.get("overall_std"),
+        noise_var.astype(np.float64),
+        None if overall is None else np.sqrt(noise_var) * overall,
         np.asarray(norm, np.float64),
         np.asarray(is_loud),
         -np.asarray(info.potential_energy, np.float64),
-        {
-            "diverging": info.diverging,
-            "n_steps": info.n_steps,
-            "acceptance_rate": info.acceptance_rate,
-            "energy": info.energy,
-        },
+        info.statistics(),
         Status.DIVERGENCES if np.mean(info.diverging) > MOST_DIVERGENT else Status.OK,
     )
 
@@ -248,7 +251,8 @@ def program(given: Given, laws):
     if noise_var is None:
         flat = dist.ImproperUniform(dist.constraints.real, (), ())
         noise_var = jnp.exp(numpyro.sample("log_noise_var", flat))
-    numpyro.factor("data", log_likelihood(_source_var(drawn, given), noise_var, given))
+    source_var = _source_var(drawn, noise_var, given)
+    numpyro.factor("data", log_likelihood(source_var, noise_var, given))
 
 
 def log_likelihood(source_var, noise_var, given: Given):
@@ -262,27 +266,39 @@ def log_likelihood(source_var, noise_var, given: Given):
     return -given.n_times * jnp.sum(jnp.log(jnp.diagonal(chol))) - 0.5 * jnp.sum(half**2)
 
 
-def _source_var(drawn, given):
+def _source_var(drawn, noise_var, given):
     """Variances of sources from what was drawn: (..., n_sources)."""
     if "source_var" in drawn:
         return drawn["source_var"]
-    square = (drawn["overall_std"][..., None] * drawn["local_std"]) ** 2
+    square = noise_var * _overall_std(drawn) ** 2
+    square = square[..., None] * drawn["local_std"] ** 2
     return given.largest * square / (given.largest + square)
 
 
-def _starts(key, prior, given, n_chains, n_values):
+def _overall_std(drawn):
+    """In units of the noise level; None of a law that has none."""
+    if "log_overall_std" in drawn:
+        return jnp.exp(drawn["log_overall_std"])
+    return drawn.get("overall_std")
+
+
+def _starts(key, prior, given, n_chains):
     """Coordinates without constraints, drawn from the prior, and guesses of their variances."""
     dtype = given.field.dtype
     coordinates, variances = {}, {}
     for i, (name, law) in enumerate(prior.laws.items()):
         drawn = law.sample(jax.random.fold_in(key, i), (n_chains,))
-        if name == "local_std":
-            drawn = jnp.clip(drawn, 1 / _FARTHEST, _FARTHEST)
+        if isinstance(law, dist.HalfCauchy):
+            drawn = jnp.clip(drawn, law.scale / _FARTHEST, law.scale * _FARTHEST)
         coordinates[name] = dist.biject_to(law.support).inv(drawn)
         variances[name] = jnp.full(law.batch_shape, prior.spreads[name], dtype)
     if given.noise_var is None:
-        coordinates["log_noise_var"] = jnp.zeros(n_chains, dtype)
-        variances["log_noise_var"] = jnp.asarray(2 / n_values, dtype)
+        # As if all data were noise.
+        n_values = len(given.data) * given.n_times
+        level = jnp.log(jnp.sum(given.data**2) / n_values)
+        noise = jax.random.normal(jax.random.fold_in(key, len(prior.laws)), (n_chains,), dtype)
+        coordinates["log_noise_var"] = level + _APART * noise
+        variances["log_noise_var"] = 2 / n_values
     return coordinates, variances
 
 

@@ -38,7 +38,8 @@ class HierarchicalSources:
     ----------
     noise_std : float, optional
         Noise level relative to the given noise covariance. None: unknown, found or drawn with the
-        variances; by `ias` and `maximum_entropy`, which cannot, before them, with Gaussian sources.
+        variances, one level for all groups of channels (but see option `noise` of `sparse_bayes`);
+        by `ias` and `maximum_entropy`, which cannot, before them, with Gaussian sources.
     depth : float
         Exponent of the depth weights in [0, 1]. Evidence has no preference for shallow sources,
         so that `sparse_bayes` ends in the same place without; `ias` weighs by signal-to-noise
@@ -48,12 +49,13 @@ class HierarchicalSources:
     inclusion_prob : float, optional
         Of `gibbs`: probability that a source is active. None: unknown with a uniform law, so that
         all numbers of active sources are equally probable, and all sets of one size. Of `nuts`:
-        guess of that share, p, which sets the scale of all deviations to p / (1 - p) times the
-        lowest of `source_std`; None: that scale is unknown.
+        guess of that share, p, which sets the scale of all deviations to p / (1 - p) times the one
+        at which a source is told from noise; None: that scale is unknown, log-uniform from an
+        n_sources-th of this deviation to all of it.
     source_std : (low, high), optional
         Of `gibbs`: range of the deviation of an active source, in A·m. By default from the
         weakest that is told from noise to ten times the power of the data. Of `nuts` no source is
-        stronger than the second.
+        stronger than `high`, and `low` has no part.
 
     Raises
     ------

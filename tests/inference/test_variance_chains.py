@@ -122,10 +122,10 @@ def test_unknown_noise_follows_its_law():
     local = np.linspace(-12, 12, 241)[:, None, None]
     overall = np.linspace(-12, 10, 221)[:, None]
     noise = np.linspace(-3, 4, 141)
-    v = np.exp(2 * (local + overall))
+    s = np.exp(noise)
+    v = s * np.exp(2 * (local + overall))
     v = v / (1 + v / largest**2)
     power = np.sum(field**2)
-    s = np.exp(noise)
     explained = np.sum((field[:, 0].T @ data) ** 2)
     log_det = 5 * noise + np.log(s + v * power)
     misfit = (np.sum(data**2) - v * explained / (s + v * power)) / s
@@ -153,6 +153,30 @@ def test_without_data_the_prior_is_drawn_by_a_diagonal_mass_matrix_too():
     norm = stats.gamma(2 * n_times, scale=1 / 2.0)
     assert drawn.norm.mean() == pytest.approx(norm.mean(), rel=0.01)
     assert not drawn.is_loud.any()
+
+
+@pytest.mark.slow
+def test_unknown_noise_scales_with_the_data_and_does_not_vanish():
+    """More sources than channels, one sample: they could explain all data without any noise."""
+    rng = np.random.default_rng(4)
+    field = rng.standard_normal((5, 12, 1))
+    data = rng.standard_normal((5, 1))
+    prior = variance_chains.horseshoe(12, 1.0, 10.0, None, field.dtype)
+    one = variance_chains.run(KEY, data, field, prior, noise_var=None, **CHAINS)
+    prior = variance_chains.horseshoe(12, 1.0, 1e4, None, field.dtype)
+    key = jax.random.key(1)
+    two = variance_chains.run(key, 1e3 * data, field, prior, noise_var=None, **CHAINS)
+    level, other = np.log(one.noise_var), np.log(two.noise_var) - 2 * np.log(1e3)
+    limit = 7 * np.hypot(error(level), error(other))
+    assert limit < 1.5 and abs(level.mean() - other.mean()) < limit
+    assert level.min() > -20
+    assert abs(one.is_loud.mean() - two.is_loud.mean()) < 0.05
+
+
+def test_a_single_source_has_a_range_of_deviations():
+    prior = variance_chains.horseshoe(1, 2.0, 5.0, None, np.float64)
+    law = prior.laws["log_overall_std"]
+    assert float(law.high - law.low) == pytest.approx(np.log(2))
 
 
 def test_bad_input_is_named():
