@@ -150,7 +150,7 @@ def run(method, key, model, problem, options, *, progress=False, checkpoint=None
 
 
 def _sparse_bayes(model, problem, field, options):
-    scale = depth_scale(model, problem)
+    scale = depth_scale(model, problem).astype(field.dtype)
     found = sparse_bayes.run(
         problem.data, field * scale[:, None], **options | _noise(model, options["noise"])
     )
@@ -175,7 +175,7 @@ def _sparse_bayes(model, problem, field, options):
 
 
 def _multiple_sparse_priors(model, problem, field, options):
-    scale = depth_scale(model, problem)
+    scale = depth_scale(model, problem).astype(field.dtype)
     centres = evenly_spaced(problem.source_pos, options["n_patches"])
     patterns = smooth_patterns(problem.neighbours, centres, options["smoothness"], options["reach"])
     patterns = sparse.csc_array(sparse.diags_array(scale) @ patterns)
@@ -211,7 +211,7 @@ def _multiple_sparse_priors(model, problem, field, options):
 
 def _ias(model, problem, field, options):
     unit = at_unit_noise(model, problem, field)
-    scale = depth_scale(model, problem)
+    scale = depth_scale(model, problem).astype(field.dtype)
     found = ias.run(unit.data, unit.field * scale[:, None], **options)
     source_var = np.asarray(found.source_var, float) * scale**2
     support = carriers(field, np.asarray(found.mean) * scale[:, None, None])
@@ -277,7 +277,7 @@ def _maximum_entropy(model, problem, field, options):
 def _gibbs(key, model, problem, field, options, checkpoint, update):
     own = dict(options)
     n_components = own.pop("n_components")
-    scale = depth_scale(model, problem)
+    scale = depth_scale(model, problem).astype(field.dtype)
     bounds = model.source_std
     if bounds is not None:
         bounds = np.square(np.asarray(bounds) / problem.moment_unit)
