@@ -14,7 +14,9 @@ def problem():
     rng = np.random.default_rng(0)
     field = rng.standard_normal((8, 6, 3)).astype(np.float32)
     data = 3 * rng.standard_normal((8, 40))
-    return be.Problem.from_arrays(data, field, rng.standard_normal((6, 3)), times=np.arange(40) / 100)
+    return be.Problem.from_arrays(
+        data, field, rng.standard_normal((6, 3)), times=np.arange(40) / 100
+    )
 
 
 def test_a_given_level_divides_in_the_precision_of_the_field(problem):
