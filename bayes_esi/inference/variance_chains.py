@@ -9,8 +9,8 @@ sources group-Laplace, or those of a horseshoe,
 
 which shrinks most sources hard and strong ones hardly; none is stronger than c. The noise may be
 unknown, p(s^2) ~ 1 / s^2; deviations in units of s keep the posterior proper where sources could
-explain all data. A gradient needs S = s^2 I + sum_j g_j G_j G_j' only, and its Cholesky
-factor: tr(G_j' dL/dS G_j) has all derivatives.
+explain all data. A gradient needs S = s^2 I + sum_j g_j G_j G_j' only, and its Cholesky factor:
+tr(G_j' dL/dS G_j) has all derivatives.
 
 The sources are drawn afterwards, given each draw of the variances, to tell which are loud (see
 `scale_mixture`). Neither law has zeros, so that no draw says which sources are active.
@@ -24,7 +24,7 @@ chain.
 
 References: Carvalho, Polson, Scott 2010, doi:10.1093/biomet/asq017 (horseshoe); Piironen, Vehtari
 2017, doi:10.1214/17-EJS1337SI (c, and the law of the overall scale); van der Pas, Szabó, van der
-Vaart 2017, doi:10.1214/17-BA1065 (its range where nothing is known).
+Vaart 2016, arXiv:1607.01892 (its range where nothing is known).
 """
 
 import functools
@@ -217,9 +217,9 @@ def run(
         name: np.asarray(dist.biject_to(law.support)(info.coordinates[name]))
         for name, law in prior.laws.items()
     }
-    noise_var = np.full((n_chains, n_samples), noise_var)
-    if given.noise_var is None:
+    if noise_var is None:
         noise_var = np.exp(info.coordinates["log_noise_var"])
+    noise_var = np.broadcast_to(noise_var, (n_chains, n_samples))
     source_var = np.asarray(_source_var(drawn, noise_var, given))
     keys = jax.random.split(key_sources, (n_chains, n_samples))
     norm, is_loud = _sources(keys, source_var, noise_var, jnp.asarray(data, dtype), given.field)
